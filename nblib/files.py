@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def at_root(path: str | Path) -> Path:
-    """Resolve a path from the repository root: JupyterLab and papermill start kernels in different folders."""
+    """Resolve a path from the repository root: kernels start in different folders."""
     path = Path(path).expanduser()
     return path if path.is_absolute() else ROOT / path
 

@@ -1,0 +1,52 @@
+# Plain targets over .venv; works with make 3.81 (macOS). `make help` lists them.
+PYTHON ?= python3
+PROFILE ?= quick
+BIN := .venv/bin
+STAMP := .venv/.stamp
+
+.DEFAULT_GOAL := help
+.PHONY: help run standard test lint lab lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12 make run   another Python (3.11 to 3.13)"
+	@echo "  $(BIN)/python -m nblib --help   parameters, single notebooks, resume"
+
+run: $(STAMP) ## set up, then run the notebooks with profile quick (PROFILE=name for another)
+	@$(BIN)/python -m nblib run --profile $(PROFILE)
+
+standard: $(STAMP) ## set up, then run the notebooks with profile standard (up to an hour on 2 cores)
+	@$(BIN)/python -m nblib run --profile standard
+
+test: lint ## set up, then all checks and tests
+	@$(BIN)/python -m pytest -q
+
+lint: $(STAMP) ## ruff, and notebooks stripped of outputs
+	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
+	@for book in notebooks/*.ipynb; do \
+	  if [ -e "$$book" ]; then $(BIN)/python -m nbstripout --verify --extra-keys \
+	    "metadata.papermill cell.metadata.papermill" "$$book" || exit 1; fi; done
+
+lab: $(STAMP) ## set up, then open the notebooks in JupyterLab
+	@PYTHONPATH="$(CURDIR)" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab \
+	  --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+
+# The version test comes first; the stamp comes last, so an interrupted set-up is taken up again.
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python %d.%d found; want 3.11, 3.12 or 3.13: PYTHON=python3.12 make ..." % v)'
+	@echo "Setting up .venv once; this downloads about 3 GB and takes some minutes."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+# One set of versions for Linux and macOS, Python 3.11 to 3.13; needs uv (pip install uv).
+lock: ## resolve requirements.txt anew into requirements.lock
+	uv pip compile --quiet --universal --no-header --no-annotate --python-version 3.11 --upgrade \
+	  requirements.txt --output-file requirements.lock
+
+clean: ## remove results and caches (outputs/reference and .venv stay)
+	rm -rf .pytest_cache .ruff_cache
+	find outputs -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+	find nblib tests -name __pycache__ -prune -exec rm -rf {} +

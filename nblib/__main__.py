@@ -1,0 +1,8 @@
+"""python -m nblib"""
+
+import sys
+
+from nblib.run.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

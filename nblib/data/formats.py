@@ -1,0 +1,180 @@
+"""BEIR folders: corpus.jsonl, queries.jsonl and qrels/<split>.tsv, plain or .gz, checked line by line."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nblib.data.lines import (
+    Checker,
+    DataError,
+    Problem,
+    RowError,
+    read_lines,
+    read_objects,
+    text_field,
+    with_gz,
+)
+from nblib.files import atomic_folder, write_text
+
+SPLITS = ("train", "dev", "test")
+HEADER = ["query-id", "corpus-id", "score"]
+Qrels = dict[str, dict[str, int]]  # query id -> document id -> grade
+
+
+@dataclass
+class BeirSet:
+    """A retrieval set.
+
+    corpus: document id -> {"title", "text"}. queries: query id -> text. qrels: split -> query id -> document
+    id -> grade (0 = judged and not relevant).
+    """
+
+    name: str
+    corpus: dict[str, dict[str, str]]
+    queries: dict[str, str]
+    qrels: dict[str, Qrels]
+
+
+def document_text(doc: Mapping[str, str]) -> str:
+    """Give the text of a document as every system sees it: title and text."""
+    return f"{doc['title']} {doc['text']}".strip()
+
+
+def read_beir(folder: str | Path, *, strict: bool = True, problems: list[Problem] | None = None) -> BeirSet:
+    """Read and check a BEIR folder; its name becomes the name of the set.
+
+    Args:
+        folder: holds corpus.jsonl, queries.jsonl and at least one of qrels/*.tsv; each may end in .gz.
+        strict: raise at the first bad row; else drop it.
+        problems: takes a Problem for each dropped row, and for each row that only repeats another.
+
+    Returns:
+        The set. Splits keep their file names; "validation" and "val" become "dev".
+
+    Raises:
+        DataError: a bad row (strict), or nothing usable in a file.
+        FileNotFoundError: a file is missing.
+    """
+    folder = Path(folder)
+    corpus = read_documents(with_gz(folder / "corpus.jsonl"), strict=strict, problems=problems)
+    queries = read_queries(with_gz(folder / "queries.jsonl"), strict=strict, problems=problems)
+    qrels = {}
+    for file in sorted((folder / "qrels").glob("*.tsv*")):
+        if file.name.endswith((".tsv", ".tsv.gz")):
+            split = file.name.split(".tsv")[0]
+            split = "dev" if split in ("val", "validation") else split
+            qrels[split] = _read_qrels(Checker(file, strict, problems), corpus, queries)
+    if not qrels:
+        raise FileNotFoundError(f"{folder / 'qrels'} holds no .tsv file; add qrels/test.tsv or another split")
+    return BeirSet(folder.resolve().name, corpus, queries, qrels)
+
+
+def read_documents(
+    path: str | Path, *, strict: bool = True, problems: list[Problem] | None = None
+) -> dict[str, dict[str, str]]:
+    """Read corpus.jsonl[.gz] into id -> {"title", "text"}; a title may be missing, a text may not.
+
+    Raises:
+        DataError: a bad row (strict), or no usable row at all.
+    """
+    return _read_by_id(Checker(path, strict, problems), _document)
+
+
+def read_queries(
+    path: str | Path, *, strict: bool = True, problems: list[Problem] | None = None
+) -> dict[str, str]:
+    """Read queries.jsonl[.gz] into id -> text. Raises as read_documents."""
+    return _read_by_id(Checker(path, strict, problems), lambda row: text_field(row, "text"))
+
+
+def _document(row: dict[str, Any]) -> dict[str, str]:
+    title = text_field(row, "title", may_be_empty=True) if row.get("title") is not None else ""
+    text = text_field(row, "text", may_be_empty=bool(title.strip()))
+    return {"title": title, "text": text}
+
+
+def _read_by_id(check: Checker, parse) -> dict[str, Any]:
+    """Read a file of objects with a unique "_id"."""
+    found: dict[str, Any] = {}
+    lines: dict[str, int] = {}
+    for number, row in read_objects(check):
+        try:
+            key = text_field({"_id": str(row["_id"])} if type(row.get("_id")) is int else row, "_id")
+            if len(key.split()) != 1 or key != key.strip():
+                raise RowError(f'_id "{key}" holds white space, which run files cannot; replace it')
+            if key in found:
+                raise RowError(f'duplicate _id "{key}", first on line {lines[key]}; make ids unique')
+            found[key] = parse(row)
+            lines[key] = number
+        except RowError as reason:
+            check.bad(number, str(reason))
+    if not found:
+        raise DataError(f"{check.path}: no usable row; expected one JSON object per line with _id and text")
+    return found
+
+
+def _read_qrels(check: Checker, corpus: Mapping, queries: Mapping) -> Qrels:
+    qrels: Qrels = {}
+    lines: dict[tuple[str, str], int] = {}
+    rows = read_lines(check)
+    number, header = next(rows, (1, ""))
+    if header.split("\t") != HEADER:
+        check.bad(number, f'header is "{header[:60]}"; the first line must be {"<tab>".join(HEADER)}')
+    for number, line in rows:
+        try:
+            query, doc, grade = _judgement(line, corpus, queries)
+        except RowError as reason:
+            check.bad(number, str(reason))
+            continue
+        first = lines.setdefault((query, doc), number)
+        if first == number:
+            qrels.setdefault(query, {})[doc] = grade
+        elif qrels[query][doc] == grade:
+            check.duplicate(number, first)
+        else:
+            check.bad(number, f'"{query}" and "{doc}" have another grade on line {first}; keep one of them')
+    return qrels
+
+
+def _judgement(line: str, corpus: Mapping, queries: Mapping) -> tuple[str, str, int]:
+    parts = line.split("\t")
+    if len(parts) != 3:
+        raise RowError(
+            f"{len(parts)} fields between tabs, not 3 ({', '.join(HEADER)}); separate them by one tab"
+        )
+    query, doc, grade = parts
+    if query not in queries:
+        raise RowError(f'unknown query id "{query}"; add it to queries.jsonl or leave the row out')
+    if doc not in corpus:
+        raise RowError(f'unknown document id "{doc}"; add it to corpus.jsonl or leave the row out')
+    if not (grade.isascii() and grade.isdigit()):
+        raise RowError(f'grade "{grade}" is not a whole number of 0 or more; use 0 for not relevant')
+    return query, doc, int(grade)
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one JSON object per line, atomically. Raises ValueError on NaN or infinity."""
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    write_text(path, "".join(lines))
+
+
+def write_beir(
+    folder: str | Path, beir_set: BeirSet, train_rows: Iterable[Mapping[str, Any]] | None = None
+) -> None:
+    """Write a set as a BEIR folder, atomically: the old folder goes only when the new one is whole.
+
+    Args:
+        folder: is replaced with all that it holds.
+        beir_set: ids and order are kept, so that equal sets give equal bytes.
+        train_rows: kd-ids rows for train_rows.jsonl; None writes no such file.
+    """
+    with atomic_folder(folder) as tmp:
+        write_jsonl(tmp / "corpus.jsonl", ({"_id": i, **doc} for i, doc in beir_set.corpus.items()))
+        write_jsonl(tmp / "queries.jsonl", ({"_id": i, "text": t} for i, t in beir_set.queries.items()))
+        for split, qrels in beir_set.qrels.items():
+            rows = [f"{q}\t{d}\t{grade}\n" for q, docs in qrels.items() for d, grade in docs.items()]
+            write_text(tmp / "qrels" / f"{split}.tsv", "\t".join(HEADER) + "\n" + "".join(rows))
+        if train_rows is not None:
+            write_jsonl(tmp / "train_rows.jsonl", train_rows)

@@ -1,0 +1,250 @@
+"""Inverse document frequency of every token: the query side of an inference-free retriever."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from nblib.data.formats import document_text
+from nblib.data.lines import Checker, read_objects
+from nblib.files import at_root, sha256_file, write_json, write_text
+from nblib.run.progress import report
+
+
+def count_df(
+    texts: Iterable[str],
+    tokenizer,
+    batch_size: int = 10_000,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, int]:
+    """Count, for each token id, the documents that hold it at least once.
+
+    The tokenizer's own threads use all cores within a batch; memory follows the batch, not the corpus.
+
+    Args:
+        texts: documents, any iterable.
+        tokenizer: fast tokenizer; whole documents are read, without special tokens.
+        batch_size: documents per batch.
+        progress: called with the number of documents seen so far.
+
+    Returns:
+        df: [V] int64, documents that hold the id; V = len(tokenizer).
+        n_docs: N, documents seen.
+
+    Raises:
+        ValueError: no document at all.
+    """
+    df = np.zeros(len(tokenizer), dtype=np.int64)
+    n_docs = 0
+    core = tokenizer.backend_tokenizer
+    core.no_truncation()
+    core.no_padding()
+    texts = iter(texts)
+    while batch := list(islice(texts, batch_size)):
+        for encoding in core.encode_batch_fast(batch, add_special_tokens=False):
+            df[np.unique(np.asarray(encoding.ids, dtype=np.int64))] += 1
+        n_docs += len(batch)
+        if progress:
+            progress(n_docs)
+    if n_docs == 0:
+        raise ValueError("no documents to count; is the corpus empty?")
+    return df, n_docs
+
+
+def bm25_idf(df: np.ndarray, n_docs: int) -> np.ndarray:
+    """Turn document frequencies into BM25 idf weights (natural log, so nats; never negative).
+
+    idf(t) = ln(1 + (N - df_t + 0.5) / (df_t + 0.5))
+
+    Source: Lucene BM25Similarity.idf; the weights that OpenSearch ships are of this form.
+
+    Args:
+        df: [V] int, documents that hold each id.
+        n_docs: N >= df.max().
+
+    Returns:
+        idf: [V] float64.
+
+    Raises:
+        ValueError: some df is larger than n_docs.
+    """
+    if df.size and df.max() > n_docs:
+        raise ValueError(f"a document frequency of {df.max()} but only {n_docs} documents")
+    return np.log1p((n_docs - df + 0.5) / (df + 0.5))
+
+
+def invert_idf(idf: np.ndarray, n_docs: int) -> np.ndarray:
+    """Recover the document frequencies (float, near integers) that bm25_idf turned into `idf`."""
+    odds = np.expm1(np.asarray(idf, dtype=np.float64))
+    return (n_docs + 0.5 - 0.5 * odds) / (1.0 + odds)
+
+
+def compute_idf_weights(
+    documents: Iterable[str],
+    tokenizer,
+    save_path: str | Path | None = None,
+    default_idf: float = 1.0,
+    batch_size: int = 10_000,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Weigh every token of the vocabulary by the documents that hold it.
+
+    A token no document holds gets `default_idf`, the weight ML Commons gives to a token that is missing
+    from idf.json: what the corpus does not know must not outweigh what it knows. Special tokens get 0.
+
+    Args:
+        documents: texts, any iterable.
+        tokenizer: fast tokenizer of the backbone.
+        save_path: where to write idf.json (atomically); None writes nothing.
+        default_idf: weight of a token that no document holds.
+        batch_size: documents per batch.
+        progress: called with the number of documents seen so far.
+
+    Returns:
+        {token: weight in nats}, V entries in the order of the ids.
+    """
+    df, n_docs = count_df(documents, tokenizer, batch_size, progress)
+    idf = np.where(df > 0, bm25_idf(df, n_docs), default_idf)
+    idf[tokenizer.all_special_ids] = 0.0
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    weights = {token: round(float(w), 6) for token, w in zip(tokens, idf, strict=True)}
+    if save_path is not None:
+        write_json(save_path, weights)
+    return weights
+
+
+def corpus_file(corpus: str, data_dir: str, dataset: str) -> Path:
+    """Find the corpus to count: an explicit file, or that of a set 01_data_prep built.
+
+    Raises:
+        FileNotFoundError: neither is there; the message says how to get one.
+    """
+    path = at_root(corpus) if corpus else at_root(data_dir) / "artifacts" / dataset / "corpus.jsonl"
+    if path.is_dir():
+        path = path / "corpus.jsonl"
+    if path.exists():
+        return path
+    cure = "give a corpus.jsonl or corpus.jsonl.gz" if corpus else "run notebook 01_data_prep first"
+    raise FileNotFoundError(f"no corpus at {path}: {cure}")
+
+
+def cached_idf(
+    corpus: Path, tokenizer, default_idf: float, batch_size: int, cache: Path, save_path: Path
+) -> Path:
+    """Compute the weights of a corpus once per (corpus, tokenizer, default) and copy them to save_path.
+
+    Args:
+        corpus: corpus.jsonl or corpus.jsonl.gz; read as a stream.
+        tokenizer, default_idf, batch_size: see compute_idf_weights.
+        cache: folder of earlier results; an entry's name holds the hashes of what it depends on.
+        save_path: where idf.json is written.
+
+    Returns:
+        save_path.
+    """
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    vocabulary = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+    entry = cache / f"idf-{sha256_file(corpus)[:16]}-{vocabulary[:16]}-{default_idf:g}.json"
+    if not entry.exists():
+        lines = read_objects(Checker(corpus, strict=True, problems=None))
+        texts = (document_text({"title": "", **row}) for _, row in lines)
+        compute_idf_weights(
+            texts, tokenizer, entry, default_idf, batch_size, lambda done: report("count documents", done, 0)
+        )
+    write_text(save_path, entry.read_text(encoding="utf-8"))
+    return save_path
+
+
+def load_idf(path: str | Path, tokenizer, default_idf: float = 1.0) -> np.ndarray:
+    """Read idf.json as a vector over the tokenizer's ids.
+
+    Args:
+        path: a JSON object {token: weight}.
+        tokenizer: the tokens' owner; V = len(tokenizer).
+        default_idf: weight of a token that the file lacks.
+
+    Returns:
+        idf: [V] float32; special tokens 0.
+
+    Raises:
+        ValueError: not an object of finite numbers, or under half of the vocabulary is named,
+            which means that the file belongs to another tokenizer.
+    """
+    weights = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path}: want a JSON object of token: weight, got {type(weights).__name__}")
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    known = sum(token in weights for token in tokens)
+    if known < len(tokens) / 2:
+        raise ValueError(
+            f"{path} names {known} of the {len(tokens)} tokens of this tokenizer; "
+            "it was made for another one: run 02_idf with the backbone's tokenizer"
+        )
+    try:
+        idf = np.array([weights.get(token, default_idf) for token in tokens], dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: a weight is not a number ({error})") from error
+    if not np.isfinite(idf).all() or (idf < 0).any():
+        token = tokens[int(np.flatnonzero(~np.isfinite(idf) | (idf < 0))[0])]
+        raise ValueError(f"{path}: token {token!r} has weight {weights.get(token)}; want finite and >= 0")
+    idf[tokenizer.all_special_ids] = 0.0
+    return idf
+
+
+def token_matrix(
+    texts: Sequence[str], tokenizer, max_length: int | None = None, vocab_size: int | None = None
+) -> sparse.csr_matrix:
+    """Mark which token ids each text holds: 1.0 once per distinct id, special tokens left out.
+
+    Args:
+        texts: queries or documents.
+        tokenizer: fast tokenizer.
+        max_length: tokens kept per text, counting the special ones as the model does; None keeps all.
+        vocab_size: V of the result; default len(tokenizer).
+
+    Returns:
+        [N, V] float32 CSR.
+    """
+    vocab_size = vocab_size or len(tokenizer)
+    encoded = tokenizer(
+        list(texts),
+        truncation=max_length is not None,
+        max_length=max_length,
+        add_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    special = np.asarray(tokenizer.all_special_ids)
+    rows = [np.setdiff1d(np.asarray(ids, dtype=np.int32), special) for ids in encoded]  # sorted, distinct
+    indptr = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
+    indices = np.concatenate(rows) if rows else np.zeros(0, np.int32)
+    return sparse.csr_matrix(
+        (np.ones(len(indices), np.float32), indices, indptr), shape=(len(rows), vocab_size)
+    )
+
+
+def query_matrix(
+    texts: Sequence[str], tokenizer, idf: np.ndarray, max_length: int | None = None
+) -> sparse.csr_matrix:
+    """Encode queries without a model: q_t = idf(t) for each distinct token t of the query.
+
+    Source: arXiv 2411.04403, equation 5; OpenSearch's SPARSE_TOKENIZE does the same at search time.
+
+    Args:
+        texts: queries.
+        tokenizer: the document encoder's tokenizer.
+        idf: [V] float, special tokens 0.
+        max_length: tokens kept per query; None keeps all.
+
+    Returns:
+        [Q, V] float32 CSR without explicit zeros.
+    """
+    q_reps = token_matrix(texts, tokenizer, max_length, len(idf))
+    q_reps.data *= idf[q_reps.indices].astype(np.float32)
+    q_reps.eliminate_zeros()
+    return q_reps

@@ -1,0 +1,247 @@
+"""Document encoder: a masked-LM whose logits become one weight per vocabulary term.
+
+w_j(d) = max over positions i of log(1 + relu(z_ij)), special tokens 0 (SPLADE-max, arXiv:2109.10086).
+
+Letters: B documents, L tokens, H hidden size, V vocabulary.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from nblib.backbones import load, load_tokenizer
+from nblib.files import read_json, write_json
+from nblib.model.head import max_logits
+
+CONFIG = "sparse_config.json"
+CPU_SLICE = 8  # documents that go through the backbone together on a CPU
+
+
+def _identity(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+class NeuralSparseEncoder(nn.Module):
+    """Encode documents into [B, V] term weights.
+
+    The name and the first arguments are those of the published guides (guide 002).
+
+    Args:
+        model_name: folder, Hugging Face id or the embedded model's id; an architecture that
+            AutoModelForMaskedLM knows.
+        max_length: tokens kept per document, special tokens included.
+        use_relu: kept for the guides' signature; False is refused, since without relu every weight is
+            non-zero and nothing can be indexed.
+        fresh_head: accept a backbone whose masked-LM head is not in its weights (03_pretrain warms it up).
+
+    Raises:
+        ValueError: use_relu is False, the head is freshly initialised, or max_length exceeds the positions.
+    """
+
+    def __init__(
+        self, model_name: str, max_length: int = 256, use_relu: bool = True, fresh_head: bool = False
+    ) -> None:
+        from transformers import AutoModelForMaskedLM
+
+        super().__init__()
+        if not use_relu:
+            raise ValueError("use_relu=False leaves all terms active; a sparse index needs the relu")
+        self.mlm, info = load(
+            AutoModelForMaskedLM.from_pretrained, model_name, output_loading_info=True, dtype=torch.float32
+        )
+        self.tokenizer = load_tokenizer(model_name)
+        positions = getattr(self.mlm.config, "max_position_embeddings", max_length)
+        if max_length > positions:
+            raise ValueError(f"max_length {max_length} exceeds the {positions} positions of {model_name}")
+        self.decoder = self.mlm.get_output_embeddings()  # nn.Linear(H, V), tied to the input embeddings
+        self.has_trained_head = not _head_keys(info["missing_keys"])
+        if not (self.has_trained_head or fresh_head):
+            raise ValueError(
+                f"{model_name}: the masked-LM head is freshly initialised (missing "
+                f"{', '.join(sorted(_head_keys(info['missing_keys']))[:3])} ...). Its logits mean nothing. "
+                "Run 03_pretrain, which warms the head up, or choose a backbone with a masked-LM head"
+            )
+        self.max_length = max_length
+        self.use_relu = use_relu
+        # The tokenizer's ids only: embeddings may be padded to a multiple of 64, and those rows mean nothing.
+        self.vocab_size = len(self.tokenizer)
+        self.special_ids = sorted(set(self.tokenizer.all_special_ids))
+        self.register_buffer("term_mask", torch.ones(self.vocab_size), persistent=False)
+        self.term_mask[self.special_ids] = 0.0
+        # The model then ends with the transformed hidden states [B, L, H]; max_logits applies the decoder.
+        self.decoder.forward = _identity
+
+    @property
+    def device(self) -> torch.device:
+        return self.term_mask.device
+
+    @contextmanager
+    def plain_mlm(self):
+        """Give the masked-LM model with its usual logits [B, L, V] for the length of the block."""
+        del self.decoder.forward
+        try:
+            yield self.mlm
+        finally:
+            self.decoder.forward = _identity
+
+    def set_dropout(self, rate: float) -> None:
+        """Set every dropout layer's rate (0..1); 0 also lets the CPU use its fast attention in training."""
+        for module in self.mlm.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = rate
+
+    def decoder_bias(self) -> Tensor:
+        """Return the decoder's bias [V], zeros if the architecture has none."""
+        bias = self.decoder.bias
+        return bias if bias is not None else self.decoder.weight.new_zeros(self.decoder.out_features)
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Run backbone and head transform: [B, L] ids and mask -> [T, H] inputs of the decoder, packed.
+
+        On a CPU the batch goes through in slices of like length, which saves most of the padding. The
+        documents come out in the order of `attention_mask`, token after token.
+        """
+        if self.device.type != "cpu":
+            hidden = self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits  # [B, L, H]
+            return hidden[attention_mask.bool()]
+        lengths = attention_mask.sum(dim=1)
+        order = lengths.argsort(stable=True)
+        parts: list[Tensor] = [None] * len(order)
+        for rows in order.split(CPU_SLICE):
+            longest = int(lengths[rows[-1]])
+            mask = attention_mask[rows, :longest]
+            hidden = self.mlm(input_ids=input_ids[rows, :longest], attention_mask=mask).logits
+            pieces = hidden[mask.bool()].split(lengths[rows].tolist())
+            for row, piece in zip(rows.tolist(), pieces, strict=True):
+                parts[row] = piece
+        return torch.cat(parts)  # [T, H]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode one batch.
+
+        Args:
+            input_ids: [B, L] int64.
+            attention_mask: [B, L] 1 for a token, 0 for padding.
+
+        Returns:
+            d_reps: [B, V] float, >= 0; special tokens 0.
+        """
+        packed = self.hidden_states(input_ids, attention_mask)  # [T, H]
+        weight, bias = self.decoder.weight[: self.vocab_size], self.decoder_bias()[: self.vocab_size]
+        logits = max_logits(packed, attention_mask.sum(dim=1).tolist(), weight, bias)  # [T, H] -> [B, V]
+        return torch.log1p(torch.relu(logits)) * self.term_mask
+
+    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, list]:
+        """Turn texts into unpadded ids, cut at max_length. Raises ValueError on an empty text."""
+        for i, text in enumerate(texts):
+            if not text.strip():
+                raise ValueError(f"document {i} of the batch is empty; drop it before encoding")
+        return self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=max_length or self.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+
+    @torch.inference_mode()
+    def encode_documents(
+        self,
+        texts: Sequence[str],
+        batch_size: int = 32,
+        progress: Callable[[int], None] | None = None,
+    ) -> sparse.csr_matrix:
+        """Encode documents into a sparse matrix; the order of `texts` is kept.
+
+        Documents of like length share a batch, so hardly any padding is computed.
+
+        Args:
+            texts: N documents, none empty.
+            batch_size: documents per batch.
+            progress: called with the number of documents encoded so far.
+
+        Returns:
+            [N, V] float32 CSR.
+        """
+        was_training = self.training
+        self.eval()
+        ids = self.tokenize(texts)
+        order = np.argsort([-len(x) for x in ids], kind="stable")  # longest first: memory peaks at once
+        parts = []
+        for start in range(0, len(order), batch_size):
+            batch = [ids[i] for i in order[start : start + batch_size]]
+            reps = self(*pad(batch, self.tokenizer.pad_token_id, self.device))  # [B, V]
+            parts.append(sparse.csr_matrix(reps.float().cpu().numpy()))
+            if progress:
+                progress(min(start + batch_size, len(order)))
+        self.train(was_training)
+        if not parts:
+            return sparse.csr_matrix((0, self.vocab_size), dtype=np.float32)
+        inverse = np.empty(len(order), dtype=np.int64)
+        inverse[order] = np.arange(len(order))
+        return sparse.vstack(parts, format="csr")[inverse]
+
+    def get_sparsity_stats(self, d_reps: Tensor) -> dict[str, float]:
+        """Summarise [B, V] reps under the guides' key names; a term counts as active above 1e-6."""
+        active = (d_reps.abs() > 1e-6).float()
+        return {
+            "avg_nonzero_terms": active.sum(dim=1).mean().item(),
+            "avg_l1_norm": d_reps.abs().sum(dim=1).mean().item(),
+            "avg_max_value": d_reps.amax(dim=1).mean().item(),
+            "sparsity_ratio": 1.0 - active.mean().item(),
+        }
+
+    def get_top_k_terms(self, rep: Tensor, k: int = 10) -> list[tuple[str, float]]:
+        """Name the k heaviest terms of one rep [V], heaviest first, zeros left out."""
+        weights, ids = rep.topk(k)
+        tokens = self.tokenizer.convert_ids_to_tokens(ids.tolist())
+        return [(t, w) for t, w in zip(tokens, weights.tolist(), strict=True) if w > 0]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a Hugging Face masked-LM folder, plus sparse_config.json and neural_sparse_head.pt.
+
+        AutoModelForMaskedLM loads the folder. neural_sparse_head.pt repeats the head without the tied
+        embedding (transform and bias), under the file name of guide 002.
+        """
+        folder = Path(folder)
+        with self.plain_mlm() as mlm:
+            mlm.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        state = self.mlm.state_dict()
+        tied = {id(self.decoder.weight)} | {id(p) for p in self.mlm.get_input_embeddings().parameters()}
+        base = self.mlm.base_model_prefix + "."
+        own = {n for n, p in self.mlm.named_parameters() if not n.startswith(base) and id(p) not in tied}
+        torch.save({n: state[n].cpu() for n in own}, folder / "neural_sparse_head.pt")
+        write_json(folder / CONFIG, {"max_length": self.max_length, "use_relu": self.use_relu})
+
+    @classmethod
+    def load(cls, folder: str | Path, max_length: int | None = None) -> "NeuralSparseEncoder":
+        """Load a folder that save_pretrained wrote, with its own max_length unless one is given.
+
+        Raises:
+            FileNotFoundError: the folder is not one of ours.
+        """
+        if not os.path.exists(Path(folder) / CONFIG):
+            raise FileNotFoundError(f"{folder} holds no {CONFIG}; run 03_pretrain or 04_finetune first")
+        config = read_json(Path(folder) / CONFIG)
+        return cls(str(folder), max_length or config["max_length"], config["use_relu"])
+
+
+def pad(ids: list[list[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Pad id lists to the longest: returns input_ids and attention_mask, [B, L] int64 each."""
+    length = max(map(len, ids))
+    input_ids = torch.tensor([x + [pad_id] * (length - len(x)) for x in ids])
+    mask = torch.tensor([[1] * len(x) + [0] * (length - len(x)) for x in ids])
+    return input_ids.to(device), mask.to(device)
+
+
+def _head_keys(missing: Sequence[str]) -> set[str]:
+    """Pick the weights of a masked-LM head out of the keys that a checkpoint lacks."""
+    heads = ("cls.predictions", "lm_head", "vocab_", "predictions.", "generator_", "head.", "decoder.")
+    return {key for key in missing if key.startswith(heads)}

@@ -1,0 +1,214 @@
+"""Parameters of a step: parameters cell < YAML layer of each profile < -p, then the typed model."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from nblib.files import ROOT, at_root
+from nblib.run.keys import cell_defaults, marked
+from nblib.run.params import BY_NOTEBOOK, From, NotebookParams
+
+
+class BadRequest(ValueError):
+    """What the user asked for cannot be run; the message names the place and the cure."""
+
+
+@dataclass(frozen=True)
+class Project:
+    """Where the notebooks, their layers and their typed models are."""
+
+    notebooks: Path = ROOT / "notebooks"
+    params: Path = ROOT / "params"
+    models: dict[str, type[NotebookParams]] = field(default_factory=lambda: BY_NOTEBOOK)
+
+    def names(self) -> list[str]:
+        """List the notebooks in the order in which they run."""
+        return sorted(path.stem for path in self.notebooks.glob("[0-9][0-9]_*.ipynb"))
+
+    def profiles(self) -> list[str]:
+        """List the profiles."""
+        return sorted(path.name for path in self.params.glob("*") if path.is_dir())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook with its resolved parameters."""
+
+    name: str
+    notebook: Path
+    model: type[NotebookParams]
+    params: dict[str, Any]
+    run_dir: Path
+    upstream: dict[str, Path]  # parameter -> folder that it reads
+
+    def inputs(self) -> dict[str, Path]:
+        """Name the upstream folders: step name, or parameter=folder where the user named another folder."""
+        steps = {name: mark.notebook for name, mark in marked(self.model, From).items()}
+        own = self.run_dir.parent
+        return {
+            steps[n] if folder == own / steps[n] else f"{n}={self.params[n]}": folder
+            for n, folder in self.upstream.items()
+        }
+
+
+def relative(path: Path) -> str:
+    """Write a path from the repository root where it lies inside, so that records hold no machine's paths."""
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Say "did you mean X?" when something known is near, else list what is known."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+
+
+def pick(names: list[str], asked: str) -> str:
+    """Find a notebook by its name or number. Raises BadRequest for an unknown one."""
+    found = [name for name in names if asked in (name, name[:2], f"{name}.ipynb")]
+    if not found:
+        raise BadRequest(f"unknown notebook {asked}; {hint(asked, names)}")
+    return found[0]
+
+
+def read_layer(path: Path) -> dict[str, tuple[Any, str]]:
+    """Read a flat YAML layer: key -> (value, "file, line N").
+
+    Raises:
+        BadRequest: broken YAML, not a flat mapping, or a key given twice (YAML would take the last).
+    """
+    where = relative(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree, values = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{where}: not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise BadRequest(f"{where}: want lines of `key: value`, found: {values!r}")
+    layer: dict[str, tuple[Any, str]] = {}
+    for key_node, _ in tree.value:
+        line = f"{where}, line {key_node.start_mark.line + 1}"
+        if key_node.value in layer:
+            raise BadRequest(f"{line}: {key_node.value} stands twice in this file; keep one")
+        layer[key_node.value] = (values.get(key_node.value), line)
+    return layer
+
+
+def profile_layers(project: Project, profiles: list[str], name: str) -> dict[str, tuple[Any, str]]:
+    """Merge the layers of the profiles for one notebook, left to right."""
+    merged: dict[str, tuple[Any, str]] = {}
+    for profile in profiles:
+        path = project.params / profile / f"{name}.yaml"
+        if path.exists():
+            merged |= read_layer(path)
+    return merged
+
+
+def check_profiles(project: Project, profiles: list[str]) -> None:
+    """Refuse an unknown profile, and a file in one that would never be read."""
+    for profile in profiles:
+        folder = project.params / profile
+        if not profile or not folder.is_dir():
+            raise BadRequest(f"unknown profile {profile}; {hint(profile, project.profiles())}")
+        for file in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+            names = sorted({*project.names(), *project.models})
+            if file.suffix != ".yaml" or file.stem not in names:
+                raise BadRequest(
+                    f"{relative(file)}: no notebook reads it; {hint(file.name, [f'{n}.yaml' for n in names])}"
+                )
+
+
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """Split "04.num_steps=10" into ("04", "num_steps", 10); the value is YAML, so JSON lists work too."""
+    name, equals, value = text.partition("=")
+    notebook, _, key = name.strip().rpartition(".")
+    if not equals or not key:
+        raise BadRequest(f"-p {text}: want key=value, or NN.key=value for one notebook")
+    try:
+        return notebook, key, yaml.safe_load(value) if value.strip() else ""
+    except yaml.YAMLError as error:
+        raise BadRequest(f"-p {text}: not YAML: {error}") from None
+
+
+def assign_overrides(
+    project: Project, selected: list[str], overrides: list[str]
+) -> dict[str, dict[str, tuple[Any, str]]]:
+    """Give each -p to the selected notebooks that have its key. Raises BadRequest if none has it."""
+    given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in selected}
+    for text in overrides:
+        notebook, key, value = parse_override(text)
+        scope = [pick(selected, notebook)] if notebook else selected
+        takers = [name for name in scope if key in project.models[name].model_fields]
+        if not takers:
+            elsewhere = [n for n, m in project.models.items() if key in m.model_fields and n not in scope]
+            known = sorted({f for name in scope for f in project.models[name].model_fields})
+            cure = f"only {', '.join(elsewhere)} has it" if elsewhere else hint(key, known)
+            raise BadRequest(f"-p {text}: unknown parameter {key} of {', '.join(scope)}; {cure}")
+        for name in takers:
+            given[name][key] = (value, f"-p {text}")
+    return given
+
+
+def resolve(project: Project, profiles: list[str], name: str, given: dict, outputs: Path) -> Step:
+    """Merge the layers of one notebook and check them by its typed model.
+
+    Args:
+        project: notebooks, layers, models.
+        profiles: left to right; the right one wins.
+        name: the notebook, such as "04_finetune".
+        given: key -> (value, where) from -p.
+        outputs: outputs/<profile>, the folder that holds every step's run_dir.
+
+    Raises:
+        BadRequest: one line per bad value, each with the place it came from.
+    """
+    if name not in project.models:
+        raise BadRequest(
+            f"{name} has no typed parameters: add its model to BY_NOTEBOOK in nblib/run/params.py"
+        )
+    notebook, model = project.notebooks / f"{name}.ipynb", project.models[name]
+    cell = f"{relative(notebook)}, parameters cell"
+    layered = {key: (value, cell) for key, value in cell_defaults(notebook).items()}
+    upstream = {key: outputs / mark.notebook for key, mark in marked(model, From).items()}
+    layered |= {key: (relative(folder), "the runner") for key, folder in upstream.items()}
+    chosen = profile_layers(project, profiles, name) | given
+    if "run_dir" in chosen:
+        raise BadRequest(f"{chosen['run_dir'][1]}: run_dir is set by the runner; use --outputs FOLDER")
+    layered |= chosen | {"run_dir": (relative(outputs / name), "the runner")}
+    try:
+        params = model(**{key: value for key, (value, _) in layered.items()}).model_dump()
+    except ValidationError as error:
+        lines = dict.fromkeys(_complaint(e, layered, name, model) for e in error.errors())
+        raise BadRequest("\n".join(lines)) from None
+    upstream = {key: at_root(params[key]) for key in upstream}
+    return Step(name, notebook, model, params, outputs / name, upstream)
+
+
+def _complaint(error: dict, layered: dict, name: str, model: type[NotebookParams]) -> str:
+    key = str(error["loc"][0])
+    value, where = layered.get(key, (None, f"{name}, parameters cell"))
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown parameter {key} of {name}; {hint(key, model.model_fields)}"
+    if error["type"] == "missing":
+        return f"{where}: {key} is missing; give it a default there"
+    bad = error["input"]
+    text = f"{where}: {key} = {bad!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    number = (
+        re.fullmatch(r"([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)[eE]([+-]?)(\d+)", bad)
+        if isinstance(bad, str)
+        else None
+    )
+    if number:
+        mantissa = number[1] if "." in number[1] else number[1] + ".0"
+        text += f"; YAML reads {bad} as text: write {mantissa}e{number[2] or '+'}{number[3]}"
+    elif isinstance(bad, bool):
+        text += "; YAML reads yes, no, on, off as true and false: put text in quotes"
+    return text

@@ -1,0 +1,191 @@
+"""One typed model per notebook. No defaults here: defaults live in the notebook's parameters cell."""
+
+import ast
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@dataclass(frozen=True)
+class From:
+    """Marks a field that holds the folder of an earlier step; the runner fills it in.
+
+    A layer or -p may still name another folder.
+    """
+
+    notebook: str
+
+
+@dataclass(frozen=True)
+class DataPath:
+    """Marks a string (or list of strings) that may be a path; what lies there enters the step's key."""
+
+
+class NotebookParams(BaseModel):
+    """Base of the models: strict types ("450" is no int), no unknown names, no infinity, no change later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def from_cell(cls, namespace: dict[str, Any]) -> Self:
+        """Check the values that the parameters cells left in globals().
+
+        Args:
+            namespace: globals() of the notebook.
+
+        Raises:
+            pydantic.ValidationError: a value is missing, of a wrong type, out of range, or papermill
+                injected a name that the notebook does not know (it would only log a line).
+        """
+        names = list(cls.model_fields) + injected_names(namespace)
+        return cls(**{name: namespace[name] for name in names if name in namespace})
+
+
+def injected_names(namespace: dict[str, Any]) -> list[str]:
+    """List the names assigned in papermill's injected cell, found in the kernel's history `In`."""
+    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters\n")]
+    nodes = [node for source in cells for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
+
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that numpy accepts
+Name = Annotated[str, Field(min_length=1)]
+Analyzer = Literal["english", "korean", "whitespace"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+# A hub id, or a local folder whose content then enters the key.
+Model = Annotated[str, Field(min_length=1), DataPath()]
+OptionalModel = Annotated[str, DataPath()]
+DataDir = Annotated[str, Field(min_length=1), From("01_data_prep")]
+IdfDir = Annotated[str, Field(min_length=1), From("02_idf")]
+PretrainDir = Annotated[str, Field(min_length=1), From("03_pretrain")]
+ModelDir = Annotated[str, Field(min_length=1), From("04_finetune")]
+EvalDir = Annotated[str, Field(min_length=1), From("05_beir_eval")]
+
+
+class DataPrepParams(NotebookParams):
+    source: Annotated[str, Field(min_length=1), DataPath()]  # "api-docs", BEIR folder, rows file or hub id
+    dataset: Name  # name of the set that a folder or file becomes
+    hf_split: str  # split of a Hugging Face dataset
+    strict: bool  # stop at the first bad row
+    tokenizer: Model
+    max_train_queries: Count  # 0 = all
+    max_dev_queries: Count
+    max_test_queries: Count
+    max_test_docs: Count  # 0 = the whole corpus; judged documents always stay
+    num_hard_negatives: Count  # K per training query
+    negative_depth: Positive  # BM25 ranks that negatives are taken from
+    bm25_analyzer: Analyzer
+    max_length: Positive  # tokens; the line in the length histogram
+    seed: Seed
+    run_dir: Name
+
+
+class IdfParams(NotebookParams):
+    data_dir: DataDir
+    dataset: Name  # the set whose corpus is counted
+    corpus: Annotated[str, DataPath()]  # "" = that set; else a corpus.jsonl[.gz]
+    tokenizer: Model
+    default_idf: Weight  # of a token that the corpus does not hold
+    batch_size: Positive  # documents
+    seed: Seed
+    run_dir: Name
+
+
+class _TrainParams(NotebookParams):
+    """What 03 and 04 share."""
+
+    data_dir: DataDir
+    idf_dir: IdfDir
+    dataset: Name
+    dense_teacher: OptionalModel  # "" = none
+    dense_weight: Weight
+    sparse_weight: Weight
+    bm25_analyzer: Analyzer
+    max_length: Positive  # tokens of a document
+    max_train_docs: Count  # 0 = all
+    num_steps: Count
+    batch_size: Positive
+    num_hard_negatives: Count  # K per training query
+    learning_rate: PositiveFloat  # encoder
+    learning_rate_head: PositiveFloat
+    warmup_steps: Count
+    lambda_flops: Weight
+    lambda_ramp_steps: Count  # quadratic ramp of lambda
+    scale_constant_S: PositiveFloat  # of the teachers' min-max scores
+    infonce_weight: Weight
+    temperature: PositiveFloat
+    dropout: Ratio
+    precision: Precision
+    save_steps: Positive
+    save_total_limit: Positive
+    seed: Seed
+    run_dir: Name
+
+
+class PretrainParams(_TrainParams):
+    backbone: Model
+    head_steps: Count  # masked-LM warm-up of the head, encoder frozen
+    head_batch_size: Positive
+    head_learning_rate: PositiveFloat
+    mask_ratio: Ratio
+    keep_ratio: Ratio
+    target_active_terms: Positive  # of a document, after the warm-up's shift of the bias
+
+
+class FinetuneParams(_TrainParams):
+    pretrain_dir: PretrainDir
+    gradient_accumulation_steps: Positive
+    guard_steps: Positive  # bad steps in a row (collapsed or dense reps) that stop the run
+
+
+System = Literal["bm25", "bm25-tokens", "dense", "idf-bag", "pretrained", "finetuned"]
+
+
+class BeirEvalParams(NotebookParams):
+    data_dir: DataDir
+    idf_dir: IdfDir
+    pretrain_dir: PretrainDir
+    model_dir: ModelDir
+    datasets: Annotated[list[str], Field(min_length=1), DataPath()]  # built sets or BEIR folders
+    split: Name
+    systems: Annotated[list[System], Field(min_length=1)]
+    dense_teacher: OptionalModel
+    bm25_analyzer: Analyzer
+    max_length: Positive
+    max_queries: Count  # 0 = all
+    batch_size: Positive
+    top_k: Positive
+    seed: Seed
+    run_dir: Name
+
+
+class ExportParams(NotebookParams):
+    data_dir: DataDir
+    idf_dir: IdfDir
+    model_dir: ModelDir
+    eval_dir: EvalDir
+    dataset: Name
+    model_name: Name
+    model_version: Name
+    max_length: Positive
+    prune_ratio: Ratio
+    check_documents: Positive
+    licence: Name
+    seed: Seed
+    run_dir: Name
+
+
+BY_NOTEBOOK: dict[str, type[NotebookParams]] = {
+    "01_data_prep": DataPrepParams,
+    "02_idf": IdfParams,
+    "03_pretrain": PretrainParams,
+    "04_finetune": FinetuneParams,
+    "05_beir_eval": BeirEvalParams,
+    "06_export": ExportParams,
+}

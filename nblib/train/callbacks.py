@@ -1,0 +1,119 @@
+"""What happens around a training step: the JSONL log, the live line, and the guard."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from nblib.files import write_text
+from nblib.run.progress import report
+
+
+class TrainingDiverged(RuntimeError):
+    """The run is not worth going on with; the message says what to change."""
+
+
+class JsonlLog(TrainerCallback):
+    """Append one JSON object per step; a resumed run first drops the steps it will repeat."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step(line) is not None and _step(line) <= state.global_step]
+        write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "flops" in logs or "mlm" in (logs or {}):
+            with open(self.path, "a", encoding="utf-8") as handle:
+                handle.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def _step(line: str) -> int | None:
+    """Read the step of a log line; None for the torn last line of a killed run."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return None
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """Read a training log, oldest step first."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if _step(line) is not None]
+
+
+class LiveLine(TrainerCallback):
+    """Report finished steps to the runner's live line."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+
+    def on_step_end(self, args, state, control, **kwargs):
+        report(self.label, state.global_step, state.max_steps)
+
+
+class StopAfter(TrainerCallback):
+    """End the run when a number of minutes has passed; the step count is then not what decides."""
+
+    def __init__(self, minutes: float) -> None:
+        self.deadline = time.monotonic() + 60 * minutes
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() > self.deadline:
+            control.should_training_stop = True
+
+
+class Guard(TrainerCallback):
+    """Stop a run whose reps collapse to zero, stay dense, or whose loss is not finite.
+
+    Args:
+        patience: steps in a row that must look bad before the run is stopped.
+        min_terms: fewer active terms per document than this is a collapse.
+        dense_terms: more than this after the ramp has ended is no sparse model.
+        ramp_steps: steps before which dense reps are expected.
+    """
+
+    def __init__(self, patience: int, min_terms: float, dense_terms: float, ramp_steps: int) -> None:
+        self.patience, self.min_terms, self.dense_terms = patience, min_terms, dense_terms
+        self.ramp_steps = ramp_steps
+        self.low = self.high = 0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "d_nnz" not in logs:
+            return
+        check_finite(logs, state.global_step)
+        self.low = self.low + 1 if logs["d_nnz"] < self.min_terms else 0
+        late = state.global_step > self.ramp_steps
+        self.high = self.high + 1 if late and logs["d_nnz"] > self.dense_terms else 0
+        if self.low >= self.patience:
+            raise TrainingDiverged(
+                f"step {state.global_step}: documents hold {logs['d_nnz']:.1f} active terms on average, "
+                f"under {self.min_terms:g} for {self.patience} steps: the reps collapse to zero. "
+                "Lower lambda_flops (a tenth), lengthen lambda_ramp_steps, or lower the learning rates"
+            )
+        if self.high >= self.patience:
+            raise TrainingDiverged(
+                f"step {state.global_step}: documents hold {logs['d_nnz']:.0f} active terms on average, "
+                f"over {self.dense_terms:g} for {self.patience} steps after the ramp: the reps stay dense. "
+                "Raise lambda_flops (tenfold), or lower target_active_terms in 03_pretrain"
+            )
+
+
+def check_finite(logs: dict, step: int) -> None:
+    """Raise TrainingDiverged if a logged loss term is NaN or infinite."""
+    bad = [
+        name for name in ("loss", "kl", "infonce", "flops", "grad_norm") if not _finite(logs.get(name, 0.0))
+    ]
+    if bad:
+        raise TrainingDiverged(
+            f"step {step}: {', '.join(bad)} not finite. Use precision bf16 or fp32 instead of fp16, lower the "
+            "learning rates, or look for broken rows in the report of 01"
+        )
+
+
+def _finite(value) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)

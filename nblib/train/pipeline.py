@@ -1,0 +1,127 @@
+"""The two training steps as the notebooks 03 and 04 call them, from typed parameters to a model folder."""
+
+from pathlib import Path
+
+import torch
+
+from nblib.files import at_root, read_json, sha256_paths, write_json
+from nblib.model.encoder import CONFIG, NeuralSparseEncoder
+from nblib.run.progress import report
+from nblib.teachers import BM25_PREFIX, EnsembleTeacher
+from nblib.train.callbacks import read_log
+from nblib.train.data import TrainingSet, load_training_set
+from nblib.train.trainer import TrainConfig, prepare_resume
+from nblib.train.warmup import warm_up_head
+
+
+def built_set(data_dir: str, dataset: str) -> Path:
+    """Find a set that 01_data_prep built. Raises FileNotFoundError that names what to run."""
+    return built(data_dir, dataset, "01_data_prep", "make the set")
+
+
+def built(step_dir: str, artifact: str, step: str, what: str) -> Path:
+    """Find an artifact of an earlier step.
+
+    Raises:
+        FileNotFoundError: it is not there; the message names the two ways to get it.
+    """
+    path = at_root(step_dir) / "artifacts" / artifact
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing. Run notebook {step} first ({what}), or point the parameter at a "
+            f'finished run, such as "outputs/quick/{step}" after `make run`'
+        )
+    return path
+
+
+def open_run(params, inputs: list[Path]) -> Path:
+    """Prepare the artifacts folder of a training step: keep it if it is this very run, else clear it.
+
+    Args:
+        params: typed parameters of the notebook.
+        inputs: files and folders the result depends on; their content counts, not their place.
+
+    Returns:
+        run_dir / "artifacts", holding training_config.json.
+    """
+    folder = at_root(params.run_dir) / "artifacts"
+    config = params.model_dump(exclude={"run_dir", "data_dir", "idf_dir", "pretrain_dir"})
+    prepare_resume(folder, config | {"inputs_sha256": sha256_paths(inputs)})
+    return folder
+
+
+def open_training_set(params) -> TrainingSet:
+    """Load the rows that both training steps read."""
+    folder = built_set(params.data_dir, params.dataset)
+    return load_training_set(folder, params.num_hard_negatives, params.max_train_docs, params.seed)
+
+
+def prepare_teacher(params, data: TrainingSet) -> EnsembleTeacher | None:
+    """Let the teachers read all training texts; embeddings are cached beside the run folder.
+
+    Returns:
+        The ensemble, or None if both weights are 0 (contrastive training alone).
+    """
+    weights = params.dense_weight if params.dense_teacher else 0.0, params.sparse_weight
+    if max(weights) == 0:
+        return None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    teacher = EnsembleTeacher(
+        params.dense_teacher,
+        BM25_PREFIX + params.bm25_analyzer,
+        *weights,
+        params.scale_constant_S,
+        device,
+        params.max_length,
+    )
+    total = len(data.queries) + len(data.documents)
+    cache = at_root(params.run_dir).parent / "cache"
+    return teacher.prepare(
+        data.queries, data.documents, cache, lambda done: report("embed for the teacher", done, total)
+    )
+
+
+def warm_encoder(params, texts: list[str], folder: Path) -> tuple[NeuralSparseEncoder, dict]:
+    """Load the backbone; warm its masked-LM head up if its weights lack one.
+
+    Args:
+        params: PretrainParams.
+        texts: training documents.
+        folder: keeps the warmed-up model, so that an interrupted run does not warm up twice.
+
+    Returns:
+        The encoder and what the warm-up did: {"warmed_up", "identity", "bias_shift"}.
+    """
+    done = folder / "final_model"
+    if (done / CONFIG).exists():
+        encoder = NeuralSparseEncoder.load(done, params.max_length)
+        encoder.set_dropout(params.dropout)
+        return encoder, read_json(folder / "warmup.json")
+    encoder = NeuralSparseEncoder(params.backbone, params.max_length, fresh_head=True)
+    encoder.set_dropout(params.dropout)
+    if encoder.has_trained_head:
+        return encoder, {"warmed_up": False}
+    config = TrainConfig.from_params(
+        params,
+        num_steps=params.head_steps,
+        batch_size=params.head_batch_size,
+        learning_rate_head=params.head_learning_rate,
+        warmup_steps=params.head_steps // 10,
+    )
+    found = warm_up_head(
+        encoder, texts, config, folder, params.mask_ratio, params.keep_ratio, params.target_active_terms
+    )
+    write_json(folder / "warmup.json", {"warmed_up": True, **found})
+    encoder.save_pretrained(done)
+    return encoder, {"warmed_up": True, **found}
+
+
+def summary(phase: str, log_file: Path) -> dict:
+    """Average the last tenth of a training log into one row of metrics.json."""
+    if not log_file.exists():
+        return {"phase": phase, "steps": 0}
+    log = read_log(log_file)
+    tail = log[-max(1, len(log) // 10) :]
+    names = [name for name, value in tail[-1].items() if isinstance(value, int | float) and name != "step"]
+    means = {n: round(sum(row[n] for row in tail if n in row) / len(tail), 6) for n in names}
+    return {"phase": phase, "steps": log[-1]["step"], **means}

@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import pytest
+
+from nblib.files import ROOT
+from nblib.run.keys import cell_defaults, data_hashes, explain, imported_modules, key_of, key_parts
+from tests.run.tiny import MAKE, MakeParams, TrainParams, write_notebook
+
+
+def notebook(folder: Path, parameters: str, *cells: str) -> Path:
+    write_notebook(folder / "01_make.ipynb", [parameters, *cells])
+    return folder / "01_make.ipynb"
+
+
+@pytest.fixture
+def package(tmp_path):
+    files = {
+        "__init__.py": "",
+        "a.py": "from lib.sub import b\n",
+        "sub/__init__.py": "from . import shared\n",
+        "sub/b.py": "def late():\n    from ..c import x\n",
+        "sub/shared.py": "",
+        "c.py": "import json\nx = 1\n",
+        "unused.py": "",
+    }
+    for name, text in files.items():
+        path = tmp_path / "lib" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+    return tmp_path / "lib"
+
+
+def test_defaults_with_an_equals_sign_in_the_comment(tmp_path):
+    path = notebook(tmp_path, "a = 1  # 0 = all\nb: float = -2e-5\nc = ['x']  # papermill's reader loses a\n")
+    assert cell_defaults(path) == {"a": 1, "b": -2e-5, "c": ["x"]}
+
+
+@pytest.mark.parametrize("bad", ["steps // 10", "Path('x')", "f'{steps}'", "steps"])
+def test_a_derived_default_is_refused_with_its_line(tmp_path, bad):
+    path = notebook(tmp_path, f"steps = 10\nwarmup = {bad}\n")
+    with pytest.raises(
+        ValueError, match=r"01_make\.ipynb, parameters cell, line 2.*warmup must be a literal"
+    ):
+        cell_defaults(path)
+
+
+def test_an_import_in_the_parameters_cell_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="line 1: only `name = literal`"):
+        cell_defaults(notebook(tmp_path, "import os\n"))
+
+
+def test_two_parameters_cells_are_refused(tmp_path):
+    write_notebook(tmp_path / "x.ipynb", ["a = 1"])
+    text = (tmp_path / "x.ipynb").read_text().replace('"parameters"', '"other"')
+    (tmp_path / "x.ipynb").write_text(text)
+    with pytest.raises(ValueError, match="0 cells are tagged"):
+        cell_defaults(tmp_path / "x.ipynb")
+
+
+def test_imports_are_followed_through_packages(package):
+    assert list(imported_modules(["import os\nimport lib.a"], package)) == [
+        *("lib", "lib.a", "lib.c", "lib.sub", "lib.sub.b", "lib.sub.shared")
+    ]
+    assert list(imported_modules(["from lib.c import x"], package)) == ["lib", "lib.c"]
+    assert imported_modules(["import numpy"], package) == {}
+
+
+def test_magics_do_not_break_the_reading(package):
+    assert list(imported_modules(["%matplotlib inline\nfrom lib import c"], package)) == ["lib", "lib.c"]
+
+
+def parts(folder, package, cell="import lib.a", upstream=None, **params):
+    path = notebook(folder, MAKE[0], cell)
+    values = {"words": ["a"], "source": "nothing", "rate": 0.5, "seed": 13, "run_dir": "x"} | params
+    return key_parts(path, MakeParams, values, upstream or {}, package, folder / "requirements.lock")
+
+
+def test_what_changes_the_key_and_how_it_is_said(tmp_path, package):
+    first = parts(tmp_path, package)
+    assert key_of(first) == key_of(parts(tmp_path, package, run_dir="elsewhere"))
+    assert len(key_of(first)) == 64
+
+    def why(**changes):
+        now = parts(tmp_path, package, **changes)
+        assert key_of(now) != key_of(first)
+        return explain(first, now)
+
+    assert why(rate=0.25) == "parameters changed: rate 0.5 -> 0.25"
+    assert why(upstream={"00_x": "k"}) == "upstream changed: 00_x"
+    assert why(cell="import lib.a  # other") == "code changed: cells of the notebook"
+    (tmp_path / "requirements.lock").write_text("torch==1\n")
+    assert why() == "requirements.lock changed"
+
+
+def test_a_module_three_imports_away_changes_the_key_and_an_unused_one_does_not(tmp_path, package):
+    first = parts(tmp_path, package)
+    (package / "unused.py").write_text("changed = 1\n")
+    assert parts(tmp_path, package) == first
+    (package / "c.py").write_text("x = 2\n")
+    assert explain(first, parts(tmp_path, package)) == "code changed: lib.c"
+
+
+def test_the_content_behind_a_path_enters_the_key(tmp_path):
+    data = tmp_path / "corpus.jsonl"
+    params = {"words": ["a"], "source": str(data), "rate": 0.5, "seed": 1, "run_dir": "x"}
+    assert data_hashes(MakeParams, params) == {}  # a hub id, say: no such path
+    data.write_text("one")
+    one = data_hashes(MakeParams, params)
+    data.write_text("two")
+    assert list(one) == [f"source={data}"] and data_hashes(MakeParams, params) != one
+    assert data_hashes(MakeParams, params | {"source": ""}) == {}  # not the repository's root
+
+
+def test_upstream_folders_count_by_content_not_by_path(tmp_path):
+    path = notebook(tmp_path, "a = 1", "pass")
+    values = {"make_dir": "one", "num_steps": 1, "pause_s": 0.0, "break_at": -1, "seed": 1, "run_dir": "x"}
+    one = key_parts(path, TrainParams, values, {"01_make": "k"})
+    assert one == key_parts(path, TrainParams, values | {"make_dir": "two"}, {"01_make": "k"})
+
+
+def test_the_runner_itself_is_not_in_a_key(tmp_path):
+    cell = "from nblib.run.params import IdfParams\nfrom nblib.files import at_root"
+    made = key_parts(
+        notebook(tmp_path, "a = 1", cell), MakeParams, {"source": "", "words": []}, {}, ROOT / "nblib"
+    )
+    assert "nblib.files" in made["modules"]
+    assert not [name for name in made["modules"] if name.startswith("nblib.run")]

@@ -1,0 +1,63 @@
+import pytest
+from pydantic import ValidationError
+
+from nblib.run.params import BY_NOTEBOOK, IdfParams
+
+IDF = {
+    "data_dir": "outputs/lab/01_data_prep",
+    "dataset": "api-docs",
+    "corpus": "",
+    "tokenizer": "some/model",
+    "default_idf": 1.0,
+    "batch_size": 10,
+    "seed": 13,
+    "run_dir": "outputs/lab/02_idf",
+}
+
+
+def test_from_cell_takes_only_its_names():
+    namespace = {**IDF, "json": object(), "In": ["", "import json"], "rows": 3}
+    assert IdfParams.from_cell(namespace).model_dump() == IDF
+
+
+def test_from_cell_refuses_what_papermill_injected_unasked():
+    namespace = {**IDF, "batch_sise": 5, "In": ["", "batch_size = 10", "# Parameters\nbatch_sise = 5\n"]}
+    with pytest.raises(ValidationError, match="batch_sise"):
+        IdfParams.from_cell(namespace)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", "10"),  # text is no number
+        ("batch_size", 0),
+        ("batch_size", True),
+        ("batch_size", 1.5),
+        ("default_idf", float("nan")),
+        ("default_idf", -0.1),
+        ("tokenizer", ""),
+        ("seed", -1),
+    ],
+)
+def test_wrong_type_or_range_is_refused(name, value):
+    with pytest.raises(ValidationError, match=name):
+        IdfParams(**{**IDF, name: value})
+
+
+def test_a_missing_value_is_named():
+    with pytest.raises(ValidationError, match="tokenizer"):
+        IdfParams.from_cell({k: v for k, v in IDF.items() if k != "tokenizer"})
+
+
+def test_an_integer_serves_as_a_float_and_the_values_are_frozen():
+    params = IdfParams(**{**IDF, "default_idf": 1})
+    assert isinstance(params.default_idf, float)
+    with pytest.raises(ValidationError, match="frozen"):
+        params.seed = 5
+
+
+@pytest.mark.parametrize("name", sorted(BY_NOTEBOOK))
+def test_no_model_holds_a_default(name):
+    fields = BY_NOTEBOOK[name].model_fields
+    assert {"seed", "run_dir"} <= set(fields)
+    assert [field for field, info in fields.items() if not info.is_required()] == []

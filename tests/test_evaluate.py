@@ -1,0 +1,240 @@
+"""Metrics and costs by hand, against BEIR, and the guide's evaluate_model against a plain computation."""
+
+import math
+
+import numpy as np
+import pytest
+from beir.retrieval.evaluation import EvaluateRetrieval
+from scipy.sparse import csr_array, csr_matrix
+
+from nblib.evaluate import (
+    COLUMNS,
+    evaluate_model,
+    flops,
+    mean_scores,
+    metrics_row,
+    read_trec,
+    score_run,
+    sparse_cost,
+    write_trec,
+)
+
+CORPUS = {
+    "d1": {"title": "", "text": "Sort the rows of a table by one column."},
+    "d2": {"title": "", "text": "Draw a line between two points of the figure."},
+    "d3": {"title": "Read", "text": "Load a table from a file on disk."},
+    "d4": {"title": "", "text": "Compute the mean of each column."},
+}
+QUERIES = {"q1": "sort a table", "q2": "draw a figure", "q3": "mean of a column", "q4": "never judged"}
+QRELS = {"q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d4": 2, "d1": 1}}
+
+
+def test_ndcg_mrr_recall_by_hand():
+    qrels = {"q": {"a": 2, "b": 1, "c": 0}}
+    per_query = score_run(qrels, {"q": {"x": 9.0, "b": 8.0, "c": 7.0, "a": 6.0}})["q"]
+    # Gains 0, 1, 0, 2 at ranks 1 to 4; the ideal order is 2, 1.
+    dcg = 1 / math.log2(3) + 2 / math.log2(5)
+    assert per_query["ndcg_at_10"] == pytest.approx(dcg / (2 + 1 / math.log2(3)))
+    assert per_query["mrr_at_10"] == 0.5
+    assert per_query["recall_at_10"] == 1.0
+
+
+def test_cut_offs():
+    run = {"q": {f"d{i:02}": 100.0 - i for i in range(30)}}  # d10 at rank 11
+    scores = score_run({"q": {"d10": 1, "none": 1}}, run)["q"]
+    assert scores["mrr_at_10"] == 0.0 and scores["mrr_at_100"] == pytest.approx(1 / 11)
+    assert scores["recall_at_10"] == 0.0 and scores["recall_at_100"] == 0.5
+    assert score_run({"q": {"d09": 1}}, run)["q"]["mrr_at_10"] == pytest.approx(0.1)  # rank 10 is inside
+
+
+def test_queries_without_hits_count_zero_and_unjudged_ones_do_not_count():
+    scores = score_run(
+        {"a": {"d": 1}, "b": {"d": 1}, "c": {"d": 1}}, {"a": {"d": 1.0}, "b": {}, "z": {"d": 1.0}}
+    )
+    assert set(scores) == {"a", "b", "c"}
+    assert mean_scores(scores)["ndcg_at_10"] == pytest.approx(1 / 3)
+
+
+def test_identical_ids_are_dropped_unless_told_otherwise():
+    run = {"x": {"x": 2.0, "d": 1.0}}
+    assert score_run({"x": {"d": 1}}, run)["x"]["mrr_at_10"] == 1.0
+    assert score_run({"x": {"d": 1}}, run, ignore_identical_ids=False)["x"]["mrr_at_10"] == 0.5
+    assert "x" in run["x"]  # unlike BEIR's, ours leaves the run alone
+
+
+def test_equal_scores_follow_trec_eval_not_the_order_of_the_run():
+    one, other = {"q": {"a": 1.0, "b": 1.0}}, {"q": {"b": 1.0, "a": 1.0}}
+    assert score_run({"q": {"a": 1}}, one) == score_run({"q": {"a": 1}}, other)
+    assert score_run({"q": {"b": 1}}, one)["q"]["mrr_at_10"] == 1.0  # largest id first
+
+
+@pytest.mark.parametrize("ignore", [True, False])
+def test_equals_beir(ignore):
+    rng = np.random.default_rng(0)
+    ids = [f"d{i}" for i in range(200)]
+    qrels = {
+        f"q{i}": {d: int(rng.integers(0, 3)) for d in rng.choice(ids, 8, replace=False)} for i in range(25)
+    }
+    qrels["d5"] = {"d5": 1, "d6": 1}  # a query that is also a document
+    run = {
+        q: dict(zip(rng.permutation(ids)[:150].tolist(), rng.random(150).tolist(), strict=True))
+        for q in qrels
+    }
+    run["d5"]["d5"] = 2.0
+    ours = mean_scores(score_run(qrels, run, ignore_identical_ids=ignore))
+    copied = {qid: dict(hits) for qid, hits in run.items()}  # BEIR drops ids in place
+    ndcg, _, recall, _ = EvaluateRetrieval.evaluate(
+        qrels, copied, [10, 100, 1000], ignore_identical_ids=ignore
+    )
+    mrr = EvaluateRetrieval.evaluate_custom(qrels, copied, [10], "mrr")
+    theirs = {f"ndcg_at_{k}": ndcg[f"NDCG@{k}"] for k in (10, 100, 1000)}
+    theirs |= {f"recall_at_{k}": recall[f"Recall@{k}"] for k in (10, 100, 1000)} | {
+        "mrr_at_10": mrr["MRR@10"]
+    }
+    for name, value in theirs.items():
+        assert round(ours[name], 5) == pytest.approx(value, abs=1e-6), name  # BEIR rounds to 5 digits
+
+
+@pytest.mark.parametrize(
+    ("qrels", "run", "words"),
+    [
+        ({}, {"q": {"d": 1.0}}, "qrels are empty"),
+        ({"q": {"d": 1}}, {"other": {"d": 1.0}}, "no query of the run"),
+        ({"q": {"d": 1}}, {"q": {"d": float("nan")}}, "'d': score nan"),
+    ],
+)
+def test_runs_that_cannot_be_measured_are_refused(qrels, run, words):
+    with pytest.raises(ValueError, match=words):
+        score_run(qrels, run)
+
+
+def test_flops_by_hand():
+    q = csr_matrix(np.array([[1.0, 0.5, 0], [2.0, 0, 0]]))  # P in query: 1, 1/2, 0
+    d = csr_matrix(np.array([[1.0, 1, 1], [0, 9, 1], [0, 0, 1], [0, 0, 1]]))  # P in document: 1/4, 1/2, 1
+    assert flops(q, d) == pytest.approx(1 * 0.25 + 0.5 * 0.5)
+    assert flops(q * 100, d * 0.01) == flops(q, d)  # weights do not matter
+    assert flops(csr_array(q), csr_array(d)) == flops(q, d)
+
+
+def test_flops_is_the_mean_number_of_shared_terms():
+    rng = np.random.default_rng(1)
+    q, d = (csr_matrix(rng.random((n, 30)) < 0.2, dtype=np.float32) for n in (7, 11))
+    assert flops(q, d) == pytest.approx((q @ d.T).toarray().mean(), rel=1e-6)
+
+
+def test_stored_zeros_cost_nothing():
+    d = csr_matrix(np.array([[1.0, 2.0], [3.0, 4.0]]))
+    d.data[1] = 0.0
+    cost = sparse_cost(csr_matrix(np.array([[1.0, 1.0]])), d)
+    assert cost == {"flops": 1.5, "q_nnz": 2.0, "d_nnz": 1.5, "l1": 4.0, "index_bytes": 24}
+
+
+def test_flops_needs_one_vocabulary():
+    with pytest.raises(ValueError, match="Q, N > 0"):
+        flops(csr_matrix((1, 2)), csr_matrix((1, 3)))
+
+
+def test_a_row_has_the_columns_of_the_contract_in_order():
+    per_query = score_run({"q": {"d": 1}}, {"q": {"d": 1.0}})
+    row = metrics_row("set", "test", "dense", per_query, {"encode_docs_per_s": 5.0}, n_docs=3)
+    assert tuple(row) == COLUMNS == (
+        "dataset", "split", "system", "ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100",
+        "recall_at_1000", "flops", "q_nnz", "d_nnz", "l1", "index_bytes", "encode_docs_per_s", "query_ms_p50",
+        "query_ms_p99", "n_queries", "n_docs",
+    )  # fmt: skip
+    assert row["flops"] is None and row["n_queries"] == 1 and row["ndcg_at_10"] == 1.0
+    with pytest.raises(ValueError, match="speed"):
+        metrics_row("set", "test", "x", per_query, {"speed": 1}, 3)
+
+
+@pytest.mark.parametrize("name", ["a.trec", "a.trec.gz"])
+def test_trec_round_trip(tmp_path, name):
+    third = float(np.float32(1 / 3))  # a float32 survives its nine digits
+    run = {"q:1": {"pandas.head": third, "문서": 1e-12, "b": third}, "q2": {"x": -3.5}, "q3": {}}
+    write_trec(tmp_path / "runs" / name, run, "bm25")
+    back = read_trec(tmp_path / "runs" / name)
+    assert {q: list(hits) for q, hits in back.items()} == {"q:1": ["pandas.head", "b", "문서"], "q2": ["x"]}
+    for qid, hits in back.items():
+        assert {d: np.float32(s) for d, s in hits.items()} == {d: np.float32(s) for d, s in run[qid].items()}
+
+
+def test_trec_lines_and_repeatable_bytes(tmp_path):
+    run = {"q": {"low": 1.0, "high": 2.5}}
+    for name in ("a.trec", "b.trec.gz", "c.trec.gz"):
+        write_trec(tmp_path / name, run, "tag")
+    assert (tmp_path / "a.trec").read_text() == "q Q0 high 1 2.5 tag\nq Q0 low 2 1 tag\n"
+    assert (tmp_path / "b.trec.gz").read_bytes() == (tmp_path / "c.trec.gz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("run", "tag"),
+    [({"q 1": {"d": 1.0}}, "t"), ({"q": {"d\t1": 1.0}}, "t"), ({"q": {"": 1.0}}, "t"), ({}, "a b")],
+)
+def test_ids_that_break_columns_are_refused_and_nothing_is_left(tmp_path, run, tag):
+    with pytest.raises(ValueError, match="white space"):
+        write_trec(tmp_path / "a.trec", run, tag)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_trec_line_is_named(tmp_path):
+    (tmp_path / "a.trec").write_text("q Q0 d 1 2.0 t\nq Q0 d 2.0 t\n")
+    with pytest.raises(ValueError, match="a.trec, line 2"):
+        read_trec(tmp_path / "a.trec")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    from nblib.backbones import make_tiny_bert
+    from nblib.model.encoder import NeuralSparseEncoder
+
+    texts = [document["text"] for document in CORPUS.values()] + list(QUERIES.values())
+    folder = make_tiny_bert(tmp_path_factory.mktemp("tiny"), texts, vocab_size=200)
+    return NeuralSparseEncoder(str(folder), max_length=32)
+
+
+def test_evaluate_model_equals_a_plain_computation(encoder):
+    idf = np.linspace(0.5, 2, encoder.vocab_size).astype(np.float32)
+    got = evaluate_model(encoder, CORPUS, QUERIES, QRELS, idf, batch_size=3)
+    texts = [f"{document['title']} {document['text']}".strip() for document in CORPUS.values()]
+    d_reps = encoder.encode_documents(texts).toarray()
+    for_scores = np.zeros((3, encoder.vocab_size), dtype=np.float32)
+    for i, qid in enumerate(QRELS):
+        for token in set(encoder.tokenizer(QUERIES[qid])["input_ids"]) - set(encoder.special_ids):
+            for_scores[i, token] = idf[token]
+    matrix = for_scores @ d_reps.T
+    run = {qid: dict(zip(CORPUS, row.tolist(), strict=True)) for qid, row in zip(QRELS, matrix, strict=True)}
+    want = mean_scores(score_run(QRELS, {q: {d: s for d, s in r.items() if s > 0} for q, r in run.items()}))
+    for name in ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100", "recall_at_1000"):
+        assert got[name] == pytest.approx(want[name])
+    assert got["d_nnz"] == pytest.approx((d_reps > 0).sum() / 4)
+    assert got["q_nnz"] == pytest.approx((for_scores > 0).sum() / 3)
+
+
+def test_evaluate_model_counts_idf_when_none_is_given(encoder):
+    from nblib.idf import compute_idf_weights
+
+    texts = [f"{document['title']} {document['text']}".strip() for document in CORPUS.values()]
+    idf = np.array(list(compute_idf_weights(texts, encoder.tokenizer).values()), dtype=np.float32)
+    assert evaluate_model(encoder, CORPUS, QUERIES, QRELS) == evaluate_model(
+        encoder, CORPUS, QUERIES, QRELS, idf
+    )
+
+
+def test_a_judged_query_without_text_is_refused(encoder):
+    with pytest.raises(ValueError, match="no text.*'q9'"):
+        evaluate_model(encoder, CORPUS, QUERIES, {"q9": {"d1": 1}})
+
+
+def test_a_dense_model_is_refused_in_words():
+    from sentence_transformers import SentenceTransformer
+
+    from nblib.backbones import EMBEDDED, resolve
+
+    dense = SentenceTransformer(resolve(EMBEDDED))
+    with pytest.raises(TypeError, match="SentenceTransformer.*dense_teacher"):
+        evaluate_model(dense, CORPUS, QUERIES, QRELS)
+
+
+def test_the_masked_lm_inside_is_refused_too(encoder):
+    with pytest.raises(TypeError, match="want a NeuralSparseEncoder, got transformers"):
+        evaluate_model(encoder.mlm, CORPUS, QUERIES, QRELS)
