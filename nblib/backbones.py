@@ -124,7 +124,7 @@ def make_tiny_bert(
     core.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece(prefix="##")
-    core.train_from_iterable(
+    core.train_from_iterator(
         texts, trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=special, show_progress=False)
     )
     ends = [(name, core.token_to_id(name)) for name in ("[SEP]", "[CLS]")]

@@ -109,6 +109,22 @@ def info_nce(scores: Tensor, positives: Tensor, temperature: float) -> Tensor:
     return cross_entropy(torch.cat([own, others], dim=1), target)
 
 
+def lexical_loss(d_reps: Tensor, targets: Tensor) -> Tensor:
+    """Pull the weights of a document's own tokens towards given ones; expansion terms are left alone.
+
+    (1 / D) sum over documents and their own tokens of (w_j - target_j)^2
+
+    A ranking loss says little about each weight, this one names all of them: a few dozen batches bring an
+    encoder to the level of BM25, from where the teachers take over. Not part of the paper.
+
+    Args:
+        d_reps: [D, V] encoder output.
+        targets: [D, V] wanted weights; 0 where there is none.
+    """
+    own = targets > 0
+    return (d_reps[own] - targets[own]).square().sum() / len(d_reps)
+
+
 def idf_vector(
     idf_weights: Mapping | Sequence[float] | np.ndarray, vocab_size: int, default: float
 ) -> Tensor:
@@ -148,6 +164,7 @@ class IDFAwareLoss(nn.Module):
         device: where the IDF vector lies.
         infonce_weight: weight of a contrastive term on the judged positives; 0 leaves it out.
         temperature: of that term.
+        lexical_weight: weight of lexical_loss; 0 leaves it out.
     """
 
     def __init__(
@@ -159,12 +176,14 @@ class IDFAwareLoss(nn.Module):
         device: str | torch.device = "cpu",
         infonce_weight: float = 0.0,
         temperature: float = 1.0,
+        lexical_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_buffer("idf", idf_vector(idf_weights, vocab_size, default_idf), persistent=False)
         self.lambda_flops = lambda_flops
         self.infonce_weight = infonce_weight
         self.temperature = temperature
+        self.lexical_weight = lexical_weight
         self.to(device)
 
     def scores(self, q_bags: Tensor, d_reps: Tensor) -> Tensor:
@@ -178,6 +197,7 @@ class IDFAwareLoss(nn.Module):
         teacher: Tensor | None,
         positives: Tensor,
         lambda_share: float = 1.0,
+        lexical: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss terms of one batch.
 
@@ -187,14 +207,17 @@ class IDFAwareLoss(nn.Module):
             teacher: [Q, D] scaled target scores, or None for no distillation.
             positives: [Q, D] bool.
             lambda_share: 0..1, where the ramp stands.
+            lexical: [D, V] targets of lexical_loss, or None.
 
         Returns:
-            {"loss", "kl", "infonce", "flops"} scalars; "flops" is before its lambda.
+            {"loss", "kl", "infonce", "flops", "lexical"} scalars, each before its weight but "loss".
         """
         scores = self.scores(q_bags, d_reps)
         zero = scores.new_zeros(())
         kl = kl_distillation(scores, teacher) if teacher is not None else zero
         infonce = info_nce(scores, positives, self.temperature) if self.infonce_weight else zero
+        own = lexical_loss(d_reps.float(), lexical) if lexical is not None else zero
         flops = flops_loss(d_reps.float())
-        loss = kl + self.infonce_weight * infonce + self.lambda_flops * lambda_share * flops
-        return {"loss": loss, "kl": kl, "infonce": infonce, "flops": flops}
+        loss = kl + self.infonce_weight * infonce + self.lexical_weight * own
+        loss = loss + self.lambda_flops * lambda_share * flops
+        return {"loss": loss, "kl": kl, "infonce": infonce, "flops": flops, "lexical": own}

@@ -272,6 +272,7 @@ def training_losses(fig: Figure, log: list[dict[str, Any]], smooth: int = 20) ->
     panels = [(key, title) for key, title in LOSS_PANELS if any(key in entry for entry in log)]
     if not panels:
         raise ValueError(f"the log has {len(log)} lines and none of {[key for key, _ in LOSS_PANELS]}")
+    fig.set_layout_engine("constrained")  # titles of one row must not touch the ticks of the row above
     columns = min(3, len(panels))
     grid = fig.subplots(-(-len(panels) // columns), columns, sharex=True, squeeze=False)
     for ax, (key, title) in zip(grid.flat, panels, strict=False):

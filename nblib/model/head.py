@@ -14,22 +14,6 @@ BLOCK = 1024  # terms per block: [T, 1024] logits of a usual batch fit in the ca
 DENSE = 0.1  # from this active share on, argmax of a whole block beats gathering its active columns
 
 
-def plain_max_logits(hidden: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute the same values by the definition, with [B, L, V] in memory: the reference for tests.
-
-    Args:
-        hidden: [B, L, H] transformed hidden states.
-        mask: [B, L] 1 for a token, 0 for padding.
-        weight: [V, H] decoder.
-        bias: [V].
-
-    Returns:
-        [B, V] maximum logit over the unmasked positions.
-    """
-    logits = hidden @ weight.T + bias  # [B, L, V]
-    return logits.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(dim=1)
-
-
 def max_logits(packed: Tensor, lengths: list[int], weight: Tensor, bias: Tensor) -> Tensor:
     """Compute max over positions of hidden @ weight.T + bias, streamed over the vocabulary.
 

@@ -110,8 +110,8 @@ def check_finite(logs: dict, step: int) -> None:
     ]
     if bad:
         raise TrainingDiverged(
-            f"step {step}: {', '.join(bad)} not finite. Use precision bf16 or fp32 instead of fp16, lower the "
-            "learning rates, or look for broken rows in the report of 01"
+            f"step {step}: {', '.join(bad)} not finite. Use precision bf16 or fp32 instead of fp16, lower "
+            "the learning rates, or look for broken rows in the report of 01"
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch.utils.data import Dataset
 
 from nblib.data.formats import document_text, read_beir
@@ -47,8 +48,8 @@ def load_training_set(
     Args:
         folder: BEIR folder with train_rows.jsonl (kd-ids rows: positives first, then mined negatives).
         num_hard_negatives: K kept per row; the mined order is kept.
-        max_docs: keep this many documents, whole rows first in a seeded order; 0 keeps all. Every query
-            with a positive among them stays, with those of its negatives that are there.
+        max_docs: keep rows, in a seeded order, until they hold this many documents; 0 keeps all. Every
+            query with a positive among them stays, as a companion where its negatives are not all there.
         seed: of that order.
 
     Returns:
@@ -79,7 +80,8 @@ def load_training_set(
         if found:
             q = q_pos.setdefault(query_id, len(q_pos))
             positives_of[q] = set(found)
-            rows.extend((q, p, [d_pos[d] for d in negatives if d in d_pos]) for p in found)
+            if all(d in d_pos for d in negatives):
+                rows.extend((q, p, [d_pos[d] for d in negatives]) for p in found)
     if not rows:
         raise ValueError(f"{file}: no row names a positive of qrels/train.tsv")
     if num_hard_negatives and not any(others for _, _, others in rows):
@@ -112,6 +114,39 @@ def _read_kd_ids(file: Path):
                 raise ValueError(f"{file}, line {number}: {error}; rebuild it with 01_data_prep") from error
 
 
+def lexical_targets(
+    ids: Sequence[Sequence[int]],
+    vocab_size: int,
+    special_ids: Sequence[int],
+    k1: float = 1.5,
+    b: float = 0.75,
+) -> sparse.csr_matrix:
+    """Give each document its own tokens with the weight that BM25 gives them, less the IDF.
+
+    tf (k1 + 1) / (tf + k1 (1 - b + b dl / avgdl)): the IDF sits on the query side already, so an encoder
+    that returns exactly these weights searches exactly as BM25 over the same tokens does.
+
+    Args:
+        ids: token ids of each document, cut as the encoder cuts them.
+        vocab_size: V.
+        special_ids: tokens that get no weight.
+        k1, b: saturation and length normalisation.
+
+    Returns:
+        [N, V] float32 CSR.
+    """
+    special = np.array(sorted(special_ids))
+    kept = [np.setdiff1d(np.asarray(x), special, assume_unique=True) for x in ids]  # in order, with repeats
+    lengths = np.array([len(x) for x in kept], dtype=np.float64)
+    norm = k1 * (1 - b + b * lengths / max(lengths.mean(), 1.0))
+    parts = [np.unique(x, return_counts=True) for x in kept]
+    indptr = np.concatenate([[0], np.cumsum([len(tokens) for tokens, _ in parts])])
+    counts = np.concatenate([c for _, c in parts]).astype(np.float64)
+    weights = counts * (k1 + 1) / (counts + np.repeat(norm, np.diff(indptr)))
+    tokens = np.concatenate([t for t, _ in parts])
+    return sparse.csr_matrix((weights.astype(np.float32), tokens, indptr), shape=(len(kept), vocab_size))
+
+
 class Collator:
     """Turn rows into one batch in which every query is scored against every document.
 
@@ -123,20 +158,25 @@ class Collator:
         tokenizer: of the encoder.
         max_length: tokens per document.
         teacher: prepared on data.queries and data.documents, or None.
+        lexical: also give the lexical targets of the documents.
     """
 
-    def __init__(self, data: TrainingSet, tokenizer, max_length: int, teacher=None) -> None:
+    def __init__(
+        self, data: TrainingSet, tokenizer, max_length: int, teacher=None, lexical: bool = False
+    ) -> None:
         self.data, self.teacher = data, teacher
         self.pad_id = tokenizer.pad_token_id
         self.ids = tokenizer(data.documents, truncation=True, max_length=max_length)["input_ids"]
         self.bags = token_matrix(data.queries, tokenizer)  # [queries, V] CSR
+        special = tokenizer.all_special_ids
+        self.lexical = lexical_targets(self.ids, len(tokenizer), special) if lexical else None
 
     def __call__(self, rows: Sequence[tuple[int, int, list[int]]]) -> dict[str, torch.Tensor]:
         """Build a batch.
 
         Returns:
             input_ids, attention_mask: [D, L] int64. q_bags: [Q, V] float 0/1. positives: [Q, D] bool.
-            teacher: [Q, D] float, only with a teacher.
+            teacher: [Q, D] float, only with a teacher. lexical: [D, V] float, 0 = no target, if asked for.
         """
         docs = list(dict.fromkeys([p for _, p, _ in rows] + [n for _, _, negs in rows for n in negs]))
         queries = list(dict.fromkeys([q for q, _, _ in rows] + [q for d in docs for q in self.companions(d)]))
@@ -150,6 +190,8 @@ class Collator:
         }
         if self.teacher is not None:
             batch["teacher"] = self.teacher.scores(np.array(queries), np.array(docs))
+        if self.lexical is not None:
+            batch["lexical"] = torch.from_numpy(self.lexical[docs].toarray())
         return batch
 
     def companions(self, document: int) -> list[int]:

@@ -41,6 +41,7 @@ class TrainConfig:
     save_steps: int
     save_total_limit: int
     seed: int
+    lexical_weight: float = 0.0
     gradient_accumulation_steps: int = 1
     guard_steps: int = 50
     weight_decay: float = 0.01
@@ -135,7 +136,8 @@ class SparseTrainer(EncoderTrainer):
         d_reps = model(inputs["input_ids"], inputs["attention_mask"])  # [D, V]
         share = ramp(self.state.global_step, self.ramp_steps)
         q_bags, positives = inputs["q_bags"], inputs["positives"]
-        terms = self.loss_fn(q_bags, d_reps, inputs.get("teacher"), positives, share)
+        lexical = inputs.get("lexical")
+        terms = self.loss_fn(q_bags, d_reps, inputs.get("teacher"), positives, share, lexical)
         self.terms = {name: float(value.detach()) for name, value in terms.items() if name != "loss"}
         self.terms |= {
             "lambda": self.loss_fn.lambda_flops * share,
@@ -224,13 +226,15 @@ def train_sparse(
         config.lambda_flops,
         infonce_weight=config.infonce_weight,
         temperature=config.temperature,
+        lexical_weight=config.lexical_weight,
     )
+    lexical = config.lexical_weight > 0
     guard = Guard(config.guard_steps, 1.0, encoder.vocab_size / 10, config.lambda_ramp_steps)
     trainer = SparseTrainer(
         model=encoder,
         args=training_arguments(folder, config),
         train_dataset=data,
-        data_collator=Collator(data, encoder.tokenizer, encoder.max_length, teacher),
+        data_collator=Collator(data, encoder.tokenizer, encoder.max_length, teacher, lexical),
         optimizers=(make_optimizer(encoder, config), None),
         callbacks=[JsonlLog(folder / "training_log.jsonl"), LiveLine(label), guard, *callbacks],
         loss_fn=loss_fn,

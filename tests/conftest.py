@@ -1,0 +1,27 @@
+"""Shared pieces: small real models and sets, made on the spot."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once, with words
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from nblib.backbones import make_tiny_bert  # noqa: E402
+from nblib.data.formats import document_text, read_beir  # noqa: E402
+from nblib.files import ROOT  # noqa: E402
+
+ENGLISH = ROOT / "tests" / "data" / "english"
+KOREAN = ROOT / "tests" / "data" / "korean"
+
+
+@pytest.fixture(scope="session")
+def english_texts() -> list[str]:
+    """The hand-written English documents."""
+    return [document_text(doc) for doc in read_beir(ENGLISH).corpus.values()]
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory, english_texts):
+    """Folder of a two-layer BERT with a vocabulary trained on the English documents."""
+    return make_tiny_bert(tmp_path_factory.mktemp("backbone"), english_texts, vocab_size=600)

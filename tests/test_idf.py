@@ -1,0 +1,106 @@
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+
+from nblib import idf
+from nblib.backbones import EMBEDDED, load_tokenizer
+from nblib.files import ROOT
+
+SHARED = ROOT.parent / "shared" / "data" / "tokenizers" / "bert-uncased" / "idf.json.gz"
+MS_MARCO = 8_841_823  # passages
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return load_tokenizer(EMBEDDED)
+
+
+def test_idf_by_hand():
+    got = idf.bm25_idf(np.array([1, 3]), n_docs=3)
+    assert got == pytest.approx([math.log(1 + 2.5 / 1.5), math.log(1 + 0.5 / 3.5)])  # 0.9808, 0.1335
+
+
+def test_idf_is_never_negative_and_falls_with_df():
+    got = idf.bm25_idf(np.arange(101), n_docs=100)
+    assert (got >= 0).all() and (np.diff(got) < 0).all()
+
+
+def test_df_above_n_is_refused():
+    with pytest.raises(ValueError, match="frequency of 5"):
+        idf.bm25_idf(np.array([5]), n_docs=4)
+
+
+def test_df_counts_a_document_once(tok):
+    df, n_docs = idf.count_df(["cat cat dog", "dog", "bird"], tok, batch_size=2)
+    ids = tok.convert_tokens_to_ids(["cat", "dog", "bird"])
+    assert n_docs == 3 and df[ids].tolist() == [1, 2, 1] and df.sum() == 4
+
+
+def test_long_documents_are_counted_to_the_end(tok):
+    df, _ = idf.count_df(["cat " * 600 + "dog"], tok)
+    assert df[tok.convert_tokens_to_ids("dog")] == 1, "the tokenizer's truncation must be off"
+
+
+def test_every_token_is_weighted(tok, tmp_path):
+    weights = idf.compute_idf_weights(["cat dog", "dog"], tok, tmp_path / "idf.json")
+    assert len(weights) == len(tok) and weights == json.loads((tmp_path / "idf.json").read_text())
+    assert weights["cat"] == pytest.approx(math.log(1 + 1.5 / 1.5), abs=1e-6)
+    assert weights["[CLS]"] == weights["[SEP]"] == weights["[PAD]"] == 0.0
+    assert weights["zebra"] == 1.0, "unseen"
+
+
+def test_empty_corpus_is_refused(tok):
+    with pytest.raises(ValueError, match="no documents"):
+        idf.compute_idf_weights([], tok)
+
+
+def test_query_matrix(tok):
+    weights = np.arange(len(tok), dtype=np.float32)
+    weights[tok.all_special_ids] = 0.0
+    q_reps = idf.query_matrix(["dog cat dog", "the"], tok, weights)
+    dog, cat = tok.convert_tokens_to_ids(["dog", "cat"])
+    assert q_reps.shape == (2, len(tok)) and q_reps[0].nnz == 2  # each token once, no [CLS]
+    assert q_reps[0, dog] == dog and q_reps[0, cat] == cat
+
+
+def test_load_refuses_another_tokenizers_file(tok, tmp_path):
+    (tmp_path / "idf.json").write_text(json.dumps({"서울": 3.0}))
+    with pytest.raises(ValueError, match="another one"):
+        idf.load_idf(tmp_path / "idf.json", tok)
+
+
+@pytest.mark.parametrize(("value", "words"), [(-1.0, "want finite"), ("x", "not a number")])
+def test_load_refuses_bad_weights(tok, tmp_path, value, words):
+    weights = dict.fromkeys(tok.get_vocab(), 1.0) | {"dog": value}
+    (tmp_path / "idf.json").write_text(json.dumps(weights))
+    with pytest.raises(ValueError, match=words):
+        idf.load_idf(tmp_path / "idf.json", tok)
+
+
+def test_cache_follows_the_corpus(tok, tmp_path):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"_id": "1", "title": "", "text": "cat"}\n')
+    first = idf.cached_idf(corpus, tok, 1.0, 10, tmp_path / "cache", tmp_path / "a.json").read_text()
+    corpus.write_text('{"_id": "1", "title": "cat", "text": "dog"}\n')
+    second = idf.cached_idf(corpus, tok, 1.0, 10, tmp_path / "cache", tmp_path / "b.json").read_text()
+    assert json.loads(first)["dog"] == 1.0 != json.loads(second)["dog"]
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.skipif(
+    not SHARED.exists(), reason="the IDF file that OpenSearch ships is not beside the project"
+)
+def test_opensearch_weights_are_of_this_form():
+    """Each weight inverts to a whole document frequency, so formula and N are the published model's."""
+    weights = json.loads(gzip.decompress(SHARED.read_bytes()))
+    assert weights["the"] == pytest.approx(0.1353, abs=5e-5)
+    assert weights["ny"] == pytest.approx(5.7729, abs=5e-5)
+    values = np.array([w for w in weights.values() if w != 1.0])  # 1.0 is the default of unseen tokens
+    df = idf.invert_idf(values, MS_MARCO)
+    whole = np.rint(df)
+    assert whole.min() >= 1 and whole.max() <= MS_MARCO and len(values) > 28_000
+    assert np.abs(idf.bm25_idf(whole, MS_MARCO) - values).max() < 1e-6
+    assert np.abs(df - whole)[df < 50_000].max() < 0.02, "float32 blurs the larger ones"
