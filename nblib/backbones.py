@@ -68,6 +68,10 @@ def load(loader, name: str, **kwargs):
     Raises:
         OSError: the hub cannot be reached and the cache does not hold the model.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # its load report repeats what has_trained_head says, at length
     target = resolve(name)
     if not Path(target).is_dir() and offline():
         kwargs.setdefault("local_files_only", True)  # fails at once instead of retrying for minutes

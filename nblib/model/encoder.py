@@ -169,6 +169,8 @@ class NeuralSparseEncoder(nn.Module):
         Returns:
             [N, V] float32 CSR.
         """
+        if not len(texts):
+            return sparse.csr_matrix((0, self.vocab_size), dtype=np.float32)
         was_training = self.training
         self.eval()
         ids = self.tokenize(texts)
@@ -181,8 +183,6 @@ class NeuralSparseEncoder(nn.Module):
             if progress:
                 progress(min(start + batch_size, len(order)))
         self.train(was_training)
-        if not parts:
-            return sparse.csr_matrix((0, self.vocab_size), dtype=np.float32)
         inverse = np.empty(len(order), dtype=np.int64)
         inverse[order] = np.arange(len(order))
         return sparse.vstack(parts, format="csr")[inverse]

@@ -7,8 +7,12 @@ keeps [B, V] maxima; the backward pass touches only the pairs (document, term) t
 Letters: B documents, T tokens of all documents without padding, H hidden size, V vocabulary.
 """
 
+import warnings
+
 import torch
 from torch import Tensor
+
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 BLOCK = 1024  # terms per block: [T, 1024] logits of a usual batch fit in the cache (fastest of 1024..4096)
 DENSE = 0.1  # from this active share on, argmax of a whole block beats gathering its active columns

@@ -96,8 +96,11 @@ class Bm25:
             raise ValueError(
                 f"no term left in {len(texts)} documents after analyzer {analyzer!r}; use another"
             )
+        # bm25s would number terms by Python's random hash, and sums would differ in the last bit per process
+        vocabulary = {term: i for i, term in enumerate(dict.fromkeys(t for doc in terms for t in doc))}
+        ids = [[vocabulary[term] for term in doc] for doc in terms]
         self._index = bm25s.BM25(method="lucene", k1=k1, b=b)
-        self._index.index(terms, show_progress=False)
+        self._index.index((ids, vocabulary), show_progress=False)
         self.vocabulary: dict[str, int] = self._index.vocab_dict
 
     @cached_property

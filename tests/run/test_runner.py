@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -145,7 +146,8 @@ def test_what_a_run_prints(first):
     _, out, err = first
     lines = out.splitlines()
     assert lines[0] == "01_make  run: no manifest"
-    assert lines[1].startswith("01_make  ok in 0:") and lines[1].endswith("GiB")
+    (end,) = [line for line in lines if line.startswith("01_make  ok in ")]
+    assert re.fullmatch(r"01_make  ok in \d+:\d\d, peak memory 0\.\d+ GiB", end)
     assert "한국어   finetuned    0.500   0.400       0.900      -             95" in lines
     assert lines[-1].endswith("out/small/index.html")
     assert err == ""
@@ -165,7 +167,7 @@ def test_the_record_of_a_step(first):
     assert got["inputs"] == {"01_make/artifacts/words.json": sha256_file(words)}
     assert got["key_parts"]["upstream"] == {"01_make": record(folder, "01_make")["key"]}
     assert 0.01 < got["peak_gib"] < got["peak_gib_with_runner"] < 2
-    assert 0 < got["wall_s"] < 60
+    assert 0 < got["wall_s"] < PATIENCE_S
     assert got["device"] not in ("", "unknown") and got["packages"]["papermill"].startswith("2.")
     assert {p.name for p in step.iterdir()} == {
         *("artifacts", "checkpoint.json", "executed.ipynb", "kernel.log", "manifest.json", "params.yaml"),

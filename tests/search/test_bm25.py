@@ -1,6 +1,9 @@
 """BM25: a score by hand, search against the matrix product and against bm25s, and a published figure."""
 
 import math
+import os
+import subprocess
+import sys
 
 import bm25s
 import numpy as np
@@ -80,6 +83,33 @@ def test_korean_particles_do_not_hide_the_noun():
     terms = analyze(["인덱스를 만들면 느려진다", "인덱스가 있다"], "korean")
     assert "인덱스" in terms[0] and "인덱스" in terms[1]
     assert "를" not in terms[0] and "가" not in terms[1]
+
+
+HASH = """
+import hashlib
+from nblib.data.formats import document_text, read_beir
+from nblib.search.bm25 import Bm25
+beir = read_beir("tests/data/english")
+texts = [document_text(doc) for doc in beir.corpus.values()]
+docs, scores = Bm25(texts, "english").search(texts, 40)
+print(hashlib.sha256(docs.tobytes() + scores.tobytes()).hexdigest())
+"""
+
+
+def test_same_bits_in_every_process():
+    """Training rows hold these scores, and building twice must give the same files."""
+    run = [
+        subprocess.run(
+            [sys.executable, "-c", HASH],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert len(run[0].strip()) == 64 and run[0] == run[1]
 
 
 def test_unusable_input():

@@ -80,7 +80,12 @@ def test_a_negative_brings_its_own_query(folder, tok):
 
 def test_lexical_targets_search_as_bm25_does(tok):
     """With IDF on the query side, targets as document reps give BM25's own ranking and scores."""
-    texts = ["the cat sat on the mat", "a dog and a cat and a dog", "dog " * 9, "rain in spain stays in the plain"]
+    texts = [
+        "the cat sat on the mat",
+        "a dog and a cat and a dog",
+        "dog " * 9,
+        "rain in spain stays in the plain",
+    ]
     queries = ["cat dog", "the plain cat"]
     ids = tok(texts)["input_ids"]
     targets = lexical_targets(ids, len(tok), tok.all_special_ids)

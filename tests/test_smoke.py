@@ -1,0 +1,119 @@
+"""The chain 01 to 06 by papermill on hand-written documents, English and Korean."""
+
+import csv
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from nblib.backbones import make_tiny_bert
+from nblib.data.formats import document_text, read_beir
+from nblib.files import ROOT, read_json
+from tests.conftest import KOREAN
+
+pytestmark = pytest.mark.notebook
+STEPS = ["01_data_prep", "02_idf", "03_pretrain", "04_finetune", "05_beir_eval", "06_export"]
+
+
+def run(outputs: Path, *more: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "nblib", "run", "--profile", "smoke", "--outputs", str(outputs), *more]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def check_chain(folder: Path, dataset: str, systems: set[str]) -> dict[str, dict]:
+    """Assert on what every finished chain must have left; return the evaluation by system."""
+    for step in STEPS:
+        manifest = read_json(folder / step / "manifest.json")
+        assert manifest["status"] == "ok" and manifest["artifacts"], step
+        assert str(ROOT) not in (folder / step / "manifest.json").read_text(), "machine paths in records"
+        assert (folder / step / "report.html").stat().st_size > 10_000
+    idf = read_json(folder / "02_idf" / "artifacts" / "idf.json")
+    assert idf["[CLS]"] == 0.0 and len(set(idf.values())) > 10
+    training = read_json(folder / "04_finetune" / "metrics.json")[0]
+    assert training["steps"] == 4 and training["d_nnz"] > 0 and training["kl"] >= 0
+    rows = {row["system"]: row for row in read_json(folder / "05_beir_eval" / "metrics.json")}
+    assert rows.keys() == systems
+    for row in rows.values():
+        assert 0 < row["ndcg_at_10"] <= 1 and row["dataset"] == dataset and row["n_queries"] > 5
+    assert rows["finetuned"]["flops"] > 0 and rows["finetuned"]["d_nnz"] > 0
+    checks = read_json(folder / "06_export" / "metrics.json")
+    assert {"sentence-transformers", "opensearch"} <= {row["check"].split(" ")[0] for row in checks} or checks
+    assert all(row["ok"] and row["max_abs_diff"] <= row["tolerance"] <= 1e-3 for row in checks)
+    assert (folder / "index.html").exists()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("english")
+    done = run(outputs)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return outputs / "smoke", done.stdout
+
+
+def test_english_chain(english):
+    folder, printed = english
+    systems = {"bm25", "bm25-tokens", "dense", "idf-bag", "pretrained", "finetuned"}
+    rows = check_chain(folder, "english", systems)
+    assert rows["bm25"]["ndcg_at_10"] > 0.3, "real text, so words must find it"
+    assert "index.html" in printed and "finetuned" in printed
+    with open(folder / "05_beir_eval" / "figures" / "table_relevance.csv", newline="") as handle:
+        assert len(list(csv.reader(handle))) == 7
+
+
+def test_exports_load_again(english):
+    from sentence_transformers import SparseEncoder
+
+    artifacts = english[0] / "06_export" / "artifacts"
+    model = SparseEncoder(str(artifacts / "sentence_transformers"))
+    scores = model.similarity(model.encode_query(["bread"]), model.encode_document(["bake bread", "a star"]))
+    assert scores.shape == (1, 2)
+    (folder,) = {p.parent for p in (artifacts / "sentence_transformers").rglob("config.json") if _is_bert(p)}
+    assert AutoModelForMaskedLM.from_pretrained(folder).config.vocab_size == 30522
+    for bundle in sorted((artifacts / "opensearch").glob("*.zip")):
+        with zipfile.ZipFile(bundle) as opened:
+            assert "tokenizer.json" in opened.namelist() and opened.testzip() is None
+            for name in [n for n in opened.namelist() if n.endswith(".pt")]:
+                torch.jit.load(opened.open(name))
+
+
+def _is_bert(config: Path) -> bool:
+    return "architectures" in config.read_text()
+
+
+def test_second_call_skips_everything(english):
+    folder, _ = english
+    stamps = {step: (folder / step / "executed.ipynb").stat().st_mtime_ns for step in STEPS}
+    done = run(folder.parent)
+    assert done.returncode == 0
+    assert stamps == {step: (folder / step / "executed.ipynb").stat().st_mtime_ns for step in STEPS}
+
+
+def test_korean_chain_without_any_weights(tmp_path):
+    texts = [document_text(doc) for doc in read_beir(KOREAN).corpus.values()]
+    backbone = make_tiny_bert(tmp_path / "backbone", texts, vocab_size=800)
+    more = {
+        "source": "tests/data/korean",
+        "dataset": "korean",
+        "06.dataset": "korean",
+        "datasets": "[korean]",
+        "tokenizer": backbone,
+        "backbone": backbone,
+        "dense_teacher": "''",
+        "bm25_analyzer": "korean",
+        "target_active_terms": 60,
+        "systems": "[bm25, bm25-tokens, idf-bag, pretrained, finetuned]",
+    }
+    done = run(tmp_path / "out", *[x for key, value in more.items() for x in ("-p", f"{key}={value}")])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    systems = {"bm25", "bm25-tokens", "idf-bag", "pretrained", "finetuned"}
+    rows = check_chain(tmp_path / "out" / "smoke", "korean", systems)
+    assert rows["bm25"]["ndcg_at_10"] > 0.3
+    idf = read_json(tmp_path / "out" / "smoke" / "02_idf" / "artifacts" / "idf.json")
+    assert any("가" <= token[-1] <= "힣" for token in idf)
