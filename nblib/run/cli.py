@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from nblib.files import ROOT
-from nblib.run import report, runner
+from nblib.run import record, report, runner
 from nblib.run.keys import cell_defaults
 from nblib.run.layers import BadRequest, Project, relative
 from nblib.run.lock import Locked
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = top.add_subparsers(dest="command", required=True, metavar="run | list")
+    commands = top.add_subparsers(dest="command", required=True, metavar="run | record | list")
     run = commands.add_parser(
         "run",
         help="run the notebooks of a profile",
@@ -56,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
         "-p", action="append", default=[], metavar="[NN.]key=value", help="set a parameter (YAML)"
     )
     run.add_argument("--outputs", default=ROOT / "outputs", type=Path, help="where results go (outputs/)")
+    keep = commands.add_parser(
+        "record", help="copy a finished run's figures into outputs/reference and its tables into README.md"
+    )
+    keep.add_argument("--profile", default="quick", help="the profile that was run (quick)")
+    keep.add_argument("--outputs", default=ROOT / "outputs", type=Path, help="where it was run (outputs/)")
     listing = commands.add_parser("list", help="show profiles, notebooks and their parameters")
     listing.add_argument("notebook", nargs="?", default="", help="number or name; all without it")
     return top
@@ -70,7 +75,7 @@ def main(argv: list[str] | None = None, project: Project | None = None) -> int:
     ]  # as nohup set it
     before = {number: signal.signal(number, _terminate) for number in ends}
     try:
-        return show(project, options.notebook) if options.command == "list" else _run(options, project)
+        return {"run": _run, "record": _record, "list": _list}[options.command](options, project)
     except (BadRequest, Locked) as error:
         print(f"refused: {error}".replace("\n", "\nrefused: "), file=sys.stderr)
         return 2
@@ -110,6 +115,15 @@ def _run(options: argparse.Namespace, project: Project) -> int:
     print(f"\n{clock(summary.wall_s)}, peak memory {summary.peak_gib:.2f} GiB with the runner")
     print(f"report: {relative(summary.index)}")
     return 0
+
+
+def _record(options: argparse.Namespace, project: Project) -> int:
+    print(f"recorded in {relative(record.main(options.profile, options.outputs))} and README.md")
+    return 0
+
+
+def _list(options: argparse.Namespace, project: Project) -> int:
+    return show(project, options.notebook)
 
 
 def show(project: Project, notebook: str) -> int:

@@ -1,0 +1,102 @@
+"""Keep a small record of a finished run in git: outputs/reference/<profile>/ and the tables of README.md."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nblib.files import ROOT, atomic_folder, read_json, write_json, write_text
+from nblib.run.layers import BadRequest
+from nblib.run.progress import clock
+
+COLUMNS = {
+    "system": "system",
+    "ndcg_at_10": "nDCG@10",
+    "mrr_at_10": "MRR@10",
+    "recall_at_100": "recall@100",
+    "flops": "FLOPS",
+    "d_nnz": "terms per document",
+    "diff_vs_bm25-tokens": "against bm25-tokens",
+    "p_vs_bm25-tokens": "p",
+}
+KEPT = ("notebook", "profile", "params", "git", "versions", "device", "seed", "wall_s", "peak_gib", "status")
+
+
+def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
+    """Copy metrics, figures and the facts of each step, and rewrite the README's block of this profile.
+
+    Args:
+        folder: outputs/<profile> of a run whose steps are all done.
+        profile: its name.
+        reference: outputs/reference.
+        readme: file with the lines `<!-- <profile> -->` and `<!-- /<profile> -->`; what stands between
+            them is replaced. A README without them is left alone.
+
+    Returns:
+        reference / profile.
+
+    Raises:
+        BadRequest: a step is not done, or there is nothing to record.
+    """
+    steps = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/manifest.json"))}
+    if not steps:
+        raise BadRequest(f"no run in {folder}: run the profile first")
+    unfinished = [name for name, manifest in steps.items() if manifest["status"] != "ok"]
+    if unfinished:
+        raise BadRequest(f"{', '.join(unfinished)} of {folder} not done: run the profile again first")
+    with atomic_folder(reference / profile) as tmp:
+        for name, manifest in steps.items():
+            _copy_step(folder / name, tmp / name)
+            write_json(tmp / name / "run.json", {key: manifest[key] for key in KEPT if key in manifest})
+    if readme.exists():
+        write_text(readme, replace_block(readme.read_text(encoding="utf-8"), profile, block(folder, steps)))
+    return reference / profile
+
+
+def _copy_step(source: Path, target: Path) -> None:
+    target.mkdir()
+    for file in [source / "metrics.json", *sorted((source / "figures").glob("*.png"))]:
+        if file.exists():
+            shutil.copyfile(file, target / file.name)
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->`, if the text has them."""
+    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
+    return pattern.sub(lambda found: found[1] + content + found[2], text)
+
+
+def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
+    """Write the Markdown tables of a run: the systems, then time and memory of each step."""
+    rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []
+    lines = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        chosen = [row for row in rows if row["dataset"] == dataset]
+        names = [key for key in COLUMNS if any(row.get(key) is not None for row in chosen)]
+        size = f"{chosen[0]['n_docs']:,} documents, {chosen[0]['n_queries']:,} queries"
+        cut = steps["05_beir_eval"]["params"]["max_length"]
+        lines += [f"`{dataset}`: {size}, documents cut at {cut} tokens (`bm25`: full text).", ""]
+        lines += ["| " + " | ".join(COLUMNS[n] for n in names) + " |", "| --- " * len(names) + "|"]
+        lines += ["| " + " | ".join(_cell(row, n) for n in names) + " |" for row in chosen] + [""]
+    lines += ["| step | time | peak memory |", "| --- | --- | --- |"]
+    for name, manifest in steps.items():
+        lines.append(f"| {name} | {clock(manifest['wall_s'])} | {manifest['peak_gib']:.1f} GiB |")
+    total = clock(sum(manifest["wall_s"] for manifest in steps.values()))
+    device = next(iter(steps.values())).get("device", "")
+    return "\n".join([*lines, "", f"All steps: {total} on {device}.", ""])
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    value = row.get(key)
+    if value is None or isinstance(value, str):
+        return value or ""
+    if key.startswith("p_"):
+        return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    if key == "d_nnz":
+        return f"{value:.0f}"
+    return f"{value:+.3f}" if key.startswith("diff") else f"{value:.2f}" if key == "flops" else f"{value:.3f}"
+
+
+def main(profile: str, outputs: Path) -> Path:
+    """Record a profile of `outputs` in this repository."""
+    return record(outputs / profile, profile, ROOT / "outputs" / "reference", ROOT / "README.md")

@@ -1,0 +1,59 @@
+import pytest
+
+from nblib.files import read_json, write_json
+from nblib.run.layers import BadRequest
+from nblib.run.record import record, replace_block
+
+ROW = {"dataset": "d", "n_docs": 1200, "n_queries": 30, "mrr_at_10": 0.4, "recall_at_100": 0.9}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "outputs" / "quick"
+    facts = {
+        "status": "ok",
+        "wall_s": 75.0,
+        "peak_gib": 1.25,
+        "params": {"max_length": 64},
+        "device": "2 cores",
+    }
+    write_json(folder / "01_data_prep" / "manifest.json", facts | {"key": "abc"})
+    write_json(folder / "05_beir_eval" / "manifest.json", facts)
+    rows = [
+        ROW | {"system": "bm25", "ndcg_at_10": 0.5, "flops": None, "d_nnz": 41.4},
+        ROW
+        | {"system": "finetuned", "ndcg_at_10": 0.6, "flops": 1.234, "d_nnz": 95.0, "p_vs_bm25-tokens": 1e-4},
+    ]
+    write_json(folder / "05_beir_eval" / "metrics.json", rows)
+    (folder / "05_beir_eval" / "figures").mkdir()
+    (folder / "05_beir_eval" / "figures" / "a.png").write_bytes(b"png")
+    (folder / "05_beir_eval" / "executed.ipynb").write_text("{}")
+    return folder
+
+
+def test_record_copies_figures_and_writes_the_tables(folder, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- quick -->\nold\n<!-- /quick -->\nafter\n")
+    kept = record(folder, "quick", tmp_path / "reference", readme)
+    files = {p.relative_to(kept).as_posix() for p in kept.rglob("*") if p.is_file()}
+    names = {"metrics.json", "run.json", "a.png"}
+    assert files == {"01_data_prep/run.json"} | {f"05_beir_eval/{name}" for name in names}, "no notebooks"
+    assert read_json(kept / "01_data_prep" / "run.json")["wall_s"] == 75.0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- quick -->\n") and text.endswith("<!-- /quick -->\nafter\n")
+    assert "old" not in text and "| finetuned | 0.600 | 0.400 | 0.900 | 1.23 | 95 | < 0.001 |" in text
+    assert "1,200 documents, 30 queries, documents cut at 64 tokens" in text
+    assert "| 01_data_prep | 1:15 | 1.2 GiB |" in text and "All steps: 2:30 on 2 cores." in text
+    assert record(folder, "quick", tmp_path / "reference", readme) and readme.read_text() == text
+
+
+def test_unfinished_runs_are_refused(folder, tmp_path):
+    write_json(folder / "02_idf" / "manifest.json", {"status": "failed"})
+    with pytest.raises(BadRequest, match="02_idf"):
+        record(folder, "quick", tmp_path / "reference", tmp_path / "README.md")
+    with pytest.raises(BadRequest, match="run the profile first"):
+        record(tmp_path / "nothing", "quick", tmp_path / "reference", tmp_path / "README.md")
+
+
+def test_other_blocks_stay():
+    assert replace_block("<!-- a -->\nx\n<!-- /a -->", "b", "y\n") == "<!-- a -->\nx\n<!-- /a -->"
