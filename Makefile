@@ -25,9 +25,7 @@ test: lint ## set up, then all checks and tests
 lint: $(STAMP) ## ruff, and notebooks stripped of outputs
 	@$(BIN)/python -m ruff check .
 	@$(BIN)/python -m ruff format --check .
-	@for book in notebooks/*.ipynb; do \
-	  if [ -e "$$book" ]; then $(BIN)/python -m nbstripout --verify --extra-keys \
-	    "metadata.papermill cell.metadata.papermill" "$$book" || exit 1; fi; done
+	@$(BIN)/python -m nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill" notebooks/*.ipynb
 
 lab: $(STAMP) ## set up, then open the notebooks in JupyterLab
 	@PYTHONPATH="$(CURDIR)" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab \

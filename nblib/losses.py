@@ -109,20 +109,24 @@ def info_nce(scores: Tensor, positives: Tensor, temperature: float) -> Tensor:
     return cross_entropy(torch.cat([own, others], dim=1), target)
 
 
-def lexical_loss(d_reps: Tensor, targets: Tensor) -> Tensor:
+def lexical_loss(d_reps: Tensor, targets: Tensor, idf: Tensor) -> Tensor:
     """Pull the weights of a document's own tokens towards given ones; expansion terms are left alone.
 
-    (1 / D) sum over documents and their own tokens of (w_j - target_j)^2
+    sum over documents and their own tokens of idf_j (w_j - target_j)^2 / (D x mean idf of these tokens)
 
     A ranking loss says little about each weight, this one names all of them: a few dozen batches bring an
-    encoder to the level of BM25, from where the teachers take over. Not part of the paper.
+    encoder near BM25, from where the teachers take over. IDF keeps it from holding up stop words, which
+    the penalty should remove. Not part of the paper.
 
     Args:
         d_reps: [D, V] encoder output.
         targets: [D, V] wanted weights; 0 where there is none.
+        idf: [V] query weights.
     """
     own = targets > 0
-    return (d_reps[own] - targets[own]).square().sum() / len(d_reps)
+    weight = idf.expand_as(targets)[own]
+    error = (d_reps[own] - targets[own]).square()
+    return (weight * error).sum() / weight.mean().clamp_min(EPS) / len(d_reps)
 
 
 def idf_vector(
@@ -216,7 +220,7 @@ class IDFAwareLoss(nn.Module):
         zero = scores.new_zeros(())
         kl = kl_distillation(scores, teacher) if teacher is not None else zero
         infonce = info_nce(scores, positives, self.temperature) if self.infonce_weight else zero
-        own = lexical_loss(d_reps.float(), lexical) if lexical is not None else zero
+        own = lexical_loss(d_reps.float(), lexical, self.idf) if lexical is not None else zero
         flops = flops_loss(d_reps.float())
         loss = kl + self.infonce_weight * infonce + self.lexical_weight * own
         loss = loss + self.lambda_flops * lambda_share * flops

@@ -10,6 +10,7 @@ from nblib.losses import (
     idf_vector,
     info_nce,
     kl_distillation,
+    lexical_loss,
     min_max,
 )
 
@@ -80,6 +81,13 @@ def test_info_nce_leaves_other_positives_out():
     both = info_nce(scores, torch.tensor([[True, True, False]]), 1.0)
     want = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-9))) / 2
     assert both.item() == pytest.approx(want, abs=1e-5)
+
+
+def test_lexical_loss_by_hand():
+    reps = torch.tensor([[1.0, 2.0, 9.0], [0.0, 0.0, 0.0]])
+    targets = torch.tensor([[2.0, 2.0, 0.0], [0.0, 1.0, 0.0]])
+    # errors 1, 0 and 1 with idf 4, 1, 1: (4 x 1 + 1 x 0 + 1 x 1) / mean idf 2 / 2 documents
+    assert lexical_loss(reps, targets, torch.tensor([4.0, 1.0, 7.0])).item() == pytest.approx(1.25)
 
 
 def test_scores_weigh_shared_tokens_by_idf():

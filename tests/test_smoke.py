@@ -43,7 +43,9 @@ def check_chain(folder: Path, dataset: str, systems: set[str]) -> dict[str, dict
         assert 0 < row["ndcg_at_10"] <= 1 and row["dataset"] == dataset and row["n_queries"] > 5
     assert rows["finetuned"]["flops"] > 0 and rows["finetuned"]["d_nnz"] > 0
     checks = read_json(folder / "06_export" / "metrics.json")
-    assert {"sentence-transformers", "opensearch"} <= {row["check"].split(" ")[0] for row in checks} or checks
+    assert {(row["check"], row["batch"]) for row in checks} >= {
+        (check, batch) for check in ("sentence_transformers", "opensearch") for batch in (1, 8)
+    }
     assert all(row["ok"] and row["max_abs_diff"] <= row["tolerance"] <= 1e-3 for row in checks)
     assert (folder / "index.html").exists()
     return rows

@@ -9,6 +9,7 @@ import gc
 import multiprocessing
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -144,6 +145,21 @@ def file_pairs(job: tuple[str, Path]) -> list[DocPair]:
         return []
 
 
+def start_worker() -> None:
+    """Set up a process of the pool: no search for cycles (trees have none), and an end with its parent.
+
+    Without the latter a parent that is killed leaves its workers waiting for ever.
+    """
+    gc.disable()
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def read_pairs(packages: list[str]) -> dict[str, list[DocPair]]:
     """Read the pairs of installed packages on all cores (half a minute on two for the whole lock file).
 
@@ -155,8 +171,7 @@ def read_pairs(packages: list[str]) -> dict[str, list[DocPair]]:
     # spawn: a fork of a process in which torch or numpy started threads can hang
     workers = min(os.cpu_count() or 1, 8) if len(files) > PARALLEL_FROM else 1
     try:
-        # gc.disable: syntax trees hold no cycles, and looking for some takes a third of the time
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), gc.disable) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker) as pool:
             results = list(track(pool.map(file_pairs, files, chunksize=32), LABEL, len(files)))
     except (BrokenProcessPool, RuntimeError):  # called from a script that cannot be imported again
         results = list(track(map(file_pairs, files), LABEL, len(files)))

@@ -108,7 +108,7 @@ def _papermill(notebook: Path, run_dir: Path, params: dict[str, Any], outcome: O
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "TQDM_MININTERVAL": "30",  # one line per 30 s in the saved notebook
-        "TOKENIZERS_PARALLELISM": "false",  # else a warning per forked process
+        "TOKENIZERS_PARALLELISM": "true",  # all cores; the notebooks start no worker processes that fork
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "JUPYTER_PREFER_ENV_PATH": "1",  # this Python's kernel, not one of the same name in the home folder
     }

@@ -119,6 +119,7 @@ class _TrainParams(NotebookParams):
     lambda_ramp_steps: Count  # quadratic ramp of lambda
     scale_constant_S: PositiveFloat  # of the teachers' min-max scores
     infonce_weight: Weight
+    lexical_weight: Weight  # pulls a document's own tokens towards BM25's weights
     temperature: PositiveFloat
     dropout: Ratio
     precision: Precision

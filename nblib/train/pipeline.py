@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nblib.files import at_root, read_json, sha256_paths, write_json
+from nblib.idf import load_idf
 from nblib.model.encoder import CONFIG, NeuralSparseEncoder
 from nblib.run.progress import report
 from nblib.teachers import BM25_PREFIX, EnsembleTeacher
@@ -34,8 +36,39 @@ def built(step_dir: str, artifact: str, step: str, what: str) -> Path:
     return path
 
 
-def open_run(params, inputs: list[Path]) -> Path:
-    """Prepare the artifacts folder of a training step: keep it if it is this very run, else clear it.
+def open_pretraining(params) -> Path:
+    """Check the inputs of 03 and open its artifacts folder, see _open_run."""
+    return _open_run(params, [built_set(params.data_dir, params.dataset), _idf_file(params)])
+
+
+def open_finetuning(params) -> Path:
+    """Check the inputs of 04 and open its artifacts folder, see _open_run."""
+    inputs = [built_set(params.data_dir, params.dataset), _idf_file(params), _pretrained(params)]
+    return _open_run(params, inputs)
+
+
+def _idf_file(params) -> Path:
+    return built(params.idf_dir, "idf.json", "02_idf", "count the corpus")
+
+
+def _pretrained(params) -> Path:
+    return built(params.pretrain_dir, "final_model", "03_pretrain", "warm up and pretrain")
+
+
+def query_weights(params, encoder: NeuralSparseEncoder) -> np.ndarray:
+    """Read 02's idf.json as [V] float32 over the encoder's tokens."""
+    return load_idf(_idf_file(params), encoder.tokenizer)
+
+
+def pretrained_encoder(params) -> tuple[NeuralSparseEncoder, np.ndarray]:
+    """Load 03's model for finetuning, and its query weights [V]."""
+    encoder = NeuralSparseEncoder.load(_pretrained(params), params.max_length)
+    encoder.set_dropout(params.dropout)
+    return encoder, query_weights(params, encoder)
+
+
+def _open_run(params, inputs: list[Path]) -> Path:
+    """Open the artifacts folder of a training step: keep it if it is this very run, else clear it.
 
     Args:
         params: typed parameters of the notebook.

@@ -1,8 +1,13 @@
 """The embedded set: how a docstring is cut, which files count, no leakage, the same bytes twice."""
 
+import os
+import subprocess
+import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nblib.data.api_docs import (
@@ -159,6 +164,34 @@ def test_building_twice_gives_the_same_bytes(sets, tmp_path):
             write_beir(tmp_path / folder / s.name, s)
     assert sha256_paths([tmp_path / "a"]) == sha256_paths([tmp_path / "b"])
     assert {p.kind for p in problems} == {"duplicate"}
+
+
+ORPHANS = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from nblib.data.api_docs import start_worker
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start_worker)
+print(pool.submit(os.getpid).result(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_parent_leaves_no_workers():
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        worker = int(parent.stdout.readline())
+        os.kill(worker, 0)  # raises if it is not there
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(worker)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_every_locked_package_is_installed_as_locked():
