@@ -108,7 +108,7 @@ def _papermill(notebook: Path, run_dir: Path, params: dict[str, Any], outcome: O
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "TQDM_MININTERVAL": "30",  # one line per 30 s in the saved notebook
-        # glibc then keeps freed tensors instead of mapping fresh pages each step: 13 % off a CPU training step
+        # glibc then keeps freed tensors instead of mapping fresh pages: 13 % off a CPU training step
         "MALLOC_MMAP_THRESHOLD_": str(2**33),
         "MALLOC_TRIM_THRESHOLD_": str(2**33),
         "TOKENIZERS_PARALLELISM": "true",  # all cores; the notebooks start no worker processes that fork
