@@ -38,6 +38,8 @@ def start(folder: Path, *words: str, max_file: int = 0, ignore: int = 0) -> subp
     """Start the command line on the project in `folder`, as a user would: a process of its own."""
 
     def prepare() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)  # a test run in the background inherits an ignored SIGINT
         if ignore:
             signal.signal(ignore, signal.SIG_IGN)
         if max_file:
