@@ -34,7 +34,7 @@ lab: $(STAMP) ## set up, then open the notebooks in JupyterLab
 # The version test comes first; the stamp comes last, so an interrupted set-up is taken up again.
 $(STAMP): requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python %d.%d found; want 3.11, 3.12 or 3.13: PYTHON=python3.12 make ..." % v)'
-	@echo "Setting up .venv once; this downloads about 3 GB and takes some minutes."
+	@echo "Setting up .venv once; some minutes, 6 GB of disk on Linux."
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@

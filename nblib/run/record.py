@@ -17,7 +17,7 @@ COLUMNS = {
     "flops": "FLOPS",
     "d_nnz": "terms per document",
     "diff_vs_bm25-tokens": "against bm25-tokens",
-    "p_vs_bm25-tokens": "p",
+    "p_holm_vs_bm25-tokens": "p (Holm)",
 }
 KEPT = ("notebook", "profile", "params", "git", "versions", "device", "seed", "wall_s", "peak_gib", "status")
 

@@ -22,7 +22,13 @@ def folder(tmp_path):
     rows = [
         ROW | {"system": "bm25", "ndcg_at_10": 0.5, "flops": None, "d_nnz": 41.4},
         ROW
-        | {"system": "finetuned", "ndcg_at_10": 0.6, "flops": 1.234, "d_nnz": 95.0, "p_vs_bm25-tokens": 1e-4},
+        | {
+            "system": "finetuned",
+            "ndcg_at_10": 0.6,
+            "flops": 1.234,
+            "d_nnz": 95.0,
+            "p_holm_vs_bm25-tokens": 1e-4,
+        },
     ]
     write_json(folder / "05_beir_eval" / "metrics.json", rows)
     (folder / "05_beir_eval" / "figures").mkdir()
