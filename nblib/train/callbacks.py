@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -54,17 +53,6 @@ class LiveLine(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         report(self.label, state.global_step, state.max_steps)
-
-
-class StopAfter(TrainerCallback):
-    """End the run when a number of minutes has passed; the step count is then not what decides."""
-
-    def __init__(self, minutes: float) -> None:
-        self.deadline = time.monotonic() + 60 * minutes
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() > self.deadline:
-            control.should_training_stop = True
 
 
 class Guard(TrainerCallback):
