@@ -12,6 +12,7 @@ from nblib.run.progress import report
 from nblib.teachers import BM25_PREFIX, EnsembleTeacher
 from nblib.train.callbacks import read_log
 from nblib.train.data import TrainingSet, load_training_set
+from nblib.train.precision import resolve_precision
 from nblib.train.trainer import TrainConfig, prepare_resume
 from nblib.train.warmup import warm_up_head
 
@@ -79,6 +80,7 @@ def _open_run(params, inputs: list[Path]) -> Path:
     """
     folder = at_root(params.run_dir) / "artifacts"
     config = params.model_dump(exclude={"run_dir", "data_dir", "idf_dir", "pretrain_dir"})
+    config["precision"] = resolve_precision(params.precision)  # a machine that takes another starts anew
     prepare_resume(folder, config | {"inputs_sha256": sha256_paths(inputs)})
     return folder
 

@@ -17,6 +17,7 @@ from nblib.losses import IDFAwareLoss
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.train.callbacks import Guard, JsonlLog, LiveLine
 from nblib.train.data import Collator, TrainingSet
+from nblib.train.precision import choose_attention, resolve_precision
 from nblib.train.schedule import ramp
 
 
@@ -53,19 +54,6 @@ class TrainConfig:
         names = inspect.signature(cls).parameters
         values = {name: value for name, value in params.model_dump().items() if name in names}
         return cls(**values | changes)
-
-
-def resolve_precision(name: str) -> str:
-    """Turn "auto" into what the machine multiplies fastest: fp32, bf16 or fp16.
-
-    A CPU without bf16 matrix units emulates them: on AVX-512 without them bf16 ran at a third of the speed
-    of fp32, so only units that exist count.
-    """
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
 
 
 def training_arguments(folder: Path, config: TrainConfig, **more) -> TrainingArguments:
@@ -228,6 +216,7 @@ def train_sparse(
         temperature=config.temperature,
         lexical_weight=config.lexical_weight,
     )
+    choose_attention(encoder, resolve_precision(config.precision))
     lexical = config.lexical_weight > 0
     guard = Guard(config.guard_steps, 1.0, encoder.vocab_size / 10, config.lambda_ramp_steps)
     trainer = SparseTrainer(

@@ -23,7 +23,6 @@ from nblib.train.trainer import (
     last_checkpoint,
     make_optimizer,
     prepare_resume,
-    resolve_precision,
 )
 from tests.conftest import ENGLISH
 from tests.train.small_run import CONFIG
@@ -157,12 +156,6 @@ def test_batches_without_contrast_are_refused():
         check_contrast(data, replace(CONFIG, batch_size=1))
     with pytest.raises(ValueError, match="larger than the 1 training rows"):
         check_contrast(data, CONFIG)
-
-
-def test_precision_is_what_the_machine_has():
-    assert resolve_precision("fp16") == "fp16"
-    if not torch.cuda.is_available():
-        assert resolve_precision("auto") == ("bf16" if torch.cpu._is_amx_tile_supported() else "fp32")
 
 
 @pytest.mark.gpu
