@@ -77,6 +77,7 @@ class _Miner:
         self.bm25 = Bm25(texts, analyzer)
 
     def rows(self, query_ids: list[str], given: Given) -> list[dict[str, Any]]:
+        """Make the rows of these queries, in their order."""
         out = []
         for start in range(0, len(query_ids), BLOCK):
             block = query_ids[start : start + BLOCK]

@@ -134,6 +134,7 @@ class _Gatherer:
         self.known: tuple[Mapping, Mapping] | None = None  # corpus and queries beside the file
 
     def add(self, row: Row) -> None:
+        """Take one checked row in; texts without an id get one from their content."""
         if row.query_id:
             if not self._look_up(row):
                 return

@@ -175,7 +175,7 @@ class ExportParams(NotebookParams):
     model_name: Name
     model_version: Name
     max_length: Positive
-    prune_ratio: Ratio
+    prune_ratio: Annotated[float, Field(ge=0, lt=1)]  # 1 would drop every term
     check_documents: Positive
     licence: Name
     seed: Seed

@@ -3,8 +3,8 @@
 Letters: Q queries and D documents of one batch, K negatives per query, V vocabulary.
 """
 
+import hashlib
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,17 +40,15 @@ class TrainingSet(Dataset):
         return self.rows[i]
 
 
-def load_training_set(
-    folder: str | Path, num_hard_negatives: int, max_docs: int = 0, seed: int = 13
-) -> TrainingSet:
+def load_training_set(folder: str | Path, num_hard_negatives: int, max_docs: int = 0) -> TrainingSet:
     """Read a set that 01_data_prep built and keep what training touches.
 
     Args:
         folder: BEIR folder with train_rows.jsonl (kd-ids rows: positives first, then mined negatives).
         num_hard_negatives: K kept per row; the mined order is kept.
-        max_docs: keep rows, in a seeded order, until they hold this many documents; 0 keeps all. Every
-            query with a positive among them stays, as a companion where its negatives are not all there.
-        seed: of that order.
+        max_docs: keep rows, in the order of their ids' hashes, until they hold this many documents; 0 keeps
+            all. So runs of any seed share their documents, and with them the teacher's cache. Every query
+            with a positive among them stays, as a companion where its negatives are not all there.
 
     Returns:
         The set, with only the queries and documents that its rows name.
@@ -70,7 +68,7 @@ def load_training_set(
         relevant = {d for d in doc_ids if qrels.get(query_id, {}).get(d, 0) > 0}
         negatives = [d for d in doc_ids if d not in relevant][:num_hard_negatives]
         raw.append((query_id, [d for d in doc_ids if d in relevant], negatives))
-    random.Random(seed).shuffle(raw)
+    raw.sort(key=lambda row: hashlib.sha256(row[0].encode()).digest())
     kept = _first_documents(raw, max_docs)
     d_pos = {d: i for i, d in enumerate(kept)}
     q_pos: dict[str, int] = {}

@@ -88,7 +88,7 @@ def _open_run(params, inputs: list[Path]) -> Path:
 def open_training_set(params) -> TrainingSet:
     """Load the rows that both training steps read."""
     folder = built_set(params.data_dir, params.dataset)
-    return load_training_set(folder, params.num_hard_negatives, params.max_train_docs, params.seed)
+    return load_training_set(folder, params.num_hard_negatives, params.max_train_docs)
 
 
 def prepare_teacher(params, data: TrainingSet) -> EnsembleTeacher | None:
