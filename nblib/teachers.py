@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nblib.backbones import load, resolve
-from nblib.files import atomic_file, sha256_file
+from nblib.files import atomic_file, sha256_paths
 from nblib.losses import ensemble_scores
 from nblib.search.bm25 import Bm25
 
@@ -45,6 +45,7 @@ def dense_embeddings(
     name: str,
     texts: Sequence[str],
     max_length: int,
+    side: str,
     cache: Path | None = None,
     batch_size: int = 32,
     device: str = "cpu",
@@ -56,8 +57,9 @@ def dense_embeddings(
         name: model name, see nblib.backbones.resolve.
         texts: N texts.
         max_length: tokens kept per text.
+        side: "query" or "document": some models put another prompt before each.
         cache: folder of the cached arrays; None computes anew. A changed model, text or length never meets
-            an old entry, because all three are in its name.
+            an old entry, because all three are in its name (a model of the hub by its name only).
         batch_size: texts per batch.
         device: where the model runs.
         progress: called with the number of texts done.
@@ -65,17 +67,18 @@ def dense_embeddings(
     Returns:
         [N, H] float32, length 1 each, so that the dot product is the cosine.
     """
-    weights = Path(resolve(name)) / "model.safetensors"
-    identity = sha256_file(weights) if weights.exists() else name
-    file = cache / f"dense-{texts_key([identity, str(max_length)], texts)}.npy" if cache else None
+    folder = Path(resolve(name))
+    identity = sha256_paths([folder]) if folder.is_dir() else name
+    file = cache / f"dense-{texts_key([identity, str(max_length), side], texts)}.npy" if cache else None
     if file and file.exists():
         return np.load(file)
     model = load_dense(name, max_length, device)
     order = np.argsort([-len(t) for t in texts], kind="stable")
+    encode = model.encode_query if side == "query" else model.encode_document
     out = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float32)
     for start in range(0, len(order), 8 * batch_size):
         rows = order[start : start + 8 * batch_size]
-        out[rows] = model.encode(
+        out[rows] = encode(
             [texts[i] for i in rows],
             batch_size=batch_size,
             normalize_embeddings=True,
@@ -103,11 +106,19 @@ class DenseTeacher:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """Embed all queries and documents, or read them from `cache`."""
-        texts = [*queries, *documents]
-        reps = dense_embeddings(
-            self.name, texts, self.max_length, cache, device=self.device, progress=progress
+        options = {"cache": cache, "device": self.device}
+        after = len(documents)  # the progress counts both
+        self.d_reps = dense_embeddings(
+            self.name, documents, self.max_length, "document", progress=progress, **options
         )
-        self.q_reps, self.d_reps = reps[: len(queries)], reps[len(queries) :]
+        self.q_reps = dense_embeddings(
+            self.name,
+            queries,
+            self.max_length,
+            "query",
+            progress=progress and (lambda done: progress(after + done)),
+            **options,
+        )
 
     def scores(self, q_rows: np.ndarray, d_rows: np.ndarray) -> Tensor:
         """Score rows of the prepared queries against rows of the prepared documents: [Q, D] float32."""
@@ -115,7 +126,7 @@ class DenseTeacher:
 
 
 class Bm25Teacher:
-    """BM25 over the full training corpus, scored for any block of pairs by a sparse product."""
+    """BM25 over the full training documents, scored for any block of pairs by a sparse product."""
 
     def __init__(self, analyzer: str = "english") -> None:
         self.analyzer = analyzer

@@ -14,6 +14,7 @@ from nblib.files import (
     atomic_file,
     atomic_folder,
     read_json,
+    remove_leftovers,
     sha256_file,
     sha256_paths,
     write_json,
@@ -54,6 +55,15 @@ def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
         with atomic_folder(tmp_path / "model") as tmp:
             (tmp / name).write_text(name)
     assert names(tmp_path / "model") == ["second"]
+
+
+def test_leftovers_of_a_killed_write_are_removed_and_nothing_else(tmp_path):
+    (tmp_path / "a" / ".model.x1.tmp").mkdir(parents=True)
+    (tmp_path / "a" / ".model.x1.tmp" / "half").write_text("h")
+    (tmp_path / ".b.json.x2.tmp").write_text("h")
+    (tmp_path / "a" / "kept.tmp").write_text("k")
+    remove_leftovers(tmp_path)
+    assert [p.name for p in sorted(tmp_path.rglob("*"))] == ["a", "kept.tmp"]
 
 
 def test_json(tmp_path):

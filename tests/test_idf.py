@@ -7,6 +7,7 @@ import pytest
 
 from nblib import idf
 from nblib.backbones import EMBEDDED, load_tokenizer
+from nblib.data.lines import DataError
 from nblib.files import ROOT
 
 SHARED = ROOT.parent / "shared" / "data" / "tokenizers" / "bert-uncased" / "idf.json.gz"
@@ -88,6 +89,23 @@ def test_cache_follows_the_corpus(tok, tmp_path):
     second = idf.cached_idf(corpus, tok, 1.0, 10, tmp_path / "cache", tmp_path / "b.json").read_text()
     assert json.loads(first)["dog"] == 1.0 != json.loads(second)["dog"]
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [('{"_id": "2", "title": "t"}', "text"), ('{"_id": "2", "text": 5}', "text"), ("{", "JSON")],
+)
+def test_a_bad_row_of_a_counted_corpus_is_named(tok, tmp_path, row, reason):
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"_id": "1", "title": null, "text": "cat"}\n' + row + "\n")
+    with pytest.raises(DataError, match=f"corpus.jsonl, line 2: .*{reason}"):
+        idf.cached_idf(corpus, tok, 1.0, 10, tmp_path / "cache", tmp_path / "a.json")
+    assert not list((tmp_path / "cache").glob("idf-*"))
+
+
+def test_a_packed_corpus_of_a_folder_is_found(tmp_path):
+    (tmp_path / "corpus.jsonl.gz").write_bytes(b"")
+    assert idf.corpus_file(str(tmp_path), "", "") == tmp_path / "corpus.jsonl.gz"
 
 
 @pytest.mark.skipif(

@@ -130,13 +130,6 @@ def test_a_short_log_is_drawn_and_an_empty_one_refused():
         plots.training_losses(plt.figure(), [{"step": 1}])
 
 
-def test_length_histogram_says_what_the_cut_touches():
-    _, ax = plt.subplots()
-    plots.length_hist(ax, [10, 20, 30, 400], cut=256)
-    assert "cut at 256: 25.0% are longer" in ax.texts[0].get_text()
-    assert ax.get_title() == "Length of the documents (median 25)"
-
-
 def test_idf_histogram_leaves_special_tokens_out():
     _, ax = plt.subplots()
     plots.idf_hist(ax, np.array([0.0, 0.0, 1.0, 2.0, 2.0]), {"the": 1.0})

@@ -52,7 +52,7 @@ def trained(tmp_path_factory):
 def all_systems(trained, cache, names=None):
     names = names or ["bm25", "bm25-tokens", "dense", "idf-bag", "pretrained", "finetuned"]
     params = SimpleNamespace(bm25_analyzer="english", dense_teacher=EMBEDDED, max_length=32, batch_size=2)
-    inputs = systems.check_inputs(names, trained, EMBEDDED)
+    inputs = systems.check_inputs(names, trained)
     return systems.build_systems(names, inputs, params, cache)
 
 
@@ -129,28 +129,21 @@ def test_cache_keys_differ_by_model_and_length(tmp_path):
 def test_a_missing_model_names_the_step_before_anything_is_encoded(trained, tmp_path):
     folders = trained | {"pretrain_dir": str(tmp_path / "none")}
     with pytest.raises(FileNotFoundError, match="'pretrained' needs .*none.*run 03_pretrain first"):
-        systems.check_inputs(["finetuned", "pretrained"], folders, EMBEDDED)
-    assert set(systems.check_inputs(["finetuned", "idf-bag"], folders, "")) == {
+        systems.check_inputs(["finetuned", "pretrained"], folders)
+    assert set(systems.check_inputs(["finetuned", "idf-bag"], folders)) == {
         "idf_dir",
         "model_dir",
         "tokenizer",
     }
     with pytest.raises(FileNotFoundError, match="run 02_idf first"):
-        systems.check_inputs(["idf-bag"], trained | {"idf_dir": str(tmp_path)}, "")
-    assert systems.check_inputs(["bm25"], folders, "") == {}
+        systems.check_inputs(["idf-bag"], trained | {"idf_dir": str(tmp_path)})
+    assert systems.check_inputs(["bm25"], folders) == {}
 
 
 def test_the_tokenizer_comes_from_either_model(trained, tmp_path):
     only_03 = trained | {"model_dir": str(tmp_path / "none")}
-    found = systems.check_inputs(["bm25-tokens"], only_03, "")["tokenizer"]
+    found = systems.check_inputs(["bm25-tokens"], only_03)["tokenizer"]
     assert found == at_root(trained["pretrain_dir"]) / "artifacts" / "final_model"
-
-
-def test_nonsense_lists_of_systems_are_refused(trained):
-    with pytest.raises(ValueError, match="bm25 twice"):
-        systems.check_inputs(["bm25", "bm25"], trained, "")
-    with pytest.raises(ValueError, match="dense_teacher is empty"):
-        systems.check_inputs(["dense"], trained, "")
 
 
 def test_a_sparse_model_is_refused_as_dense_teacher(trained, tmp_path):

@@ -24,7 +24,7 @@ from nblib.data.lines import Checker, DataError, Problem
 from nblib.files import ROOT
 from nblib.run.progress import track
 
-PARALLEL_FROM = 500  # files: below it, starting processes costs more than it saves
+PARALLEL_FROM = 500  # files: below it, starting more than one process costs more than it saves
 LABEL = "read docstrings"
 REPEAT = "the query or the text of its docstring stands under another name already"
 
@@ -229,7 +229,8 @@ def installed_packages(lock: Path, strict: bool, problems: list[Problem] | None)
         except metadata.PackageNotFoundError:
             installed = "none"
         if installed.partition("+")[0] != version:  # 2.13.0+cpu is 2.13.0
-            check.bad(line, f"{package} {version} is locked, installed is {installed}; run `make .venv`")
+            cure = "run `pip install -r requirements.lock`"
+            check.bad(line, f"{package} {version} is locked, installed is {installed}; {cure}")
         if installed != "none":
             found.append(package)
     return found

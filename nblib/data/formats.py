@@ -18,7 +18,6 @@ from nblib.data.lines import (
 )
 from nblib.files import atomic_folder, write_text
 
-SPLITS = ("train", "dev", "test")
 HEADER = ["query-id", "corpus-id", "score"]
 Qrels = dict[str, dict[str, int]]  # query id -> document id -> grade
 
@@ -79,7 +78,7 @@ def read_documents(
     Raises:
         DataError: a bad row (strict), or no usable row at all.
     """
-    return _read_by_id(Checker(path, strict, problems), _document)
+    return _read_by_id(Checker(path, strict, problems), parse_document)
 
 
 def read_queries(
@@ -89,7 +88,8 @@ def read_queries(
     return _read_by_id(Checker(path, strict, problems), lambda row: text_field(row, "text"))
 
 
-def _document(row: dict[str, Any]) -> dict[str, str]:
+def parse_document(row: dict[str, Any]) -> dict[str, str]:
+    """Check one object of corpus.jsonl. Raises RowError that says what is wrong with it."""
     title = text_field(row, "title", may_be_empty=True) if row.get("title") is not None else ""
     text = text_field(row, "text", may_be_empty=bool(title.strip()))
     return {"title": title, "text": text}

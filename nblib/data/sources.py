@@ -67,6 +67,35 @@ def load(source: str, dataset: str, hf_split: str = "train", *, strict: bool = T
     return load_hub(str(path) if path.is_dir() else source, dataset, hf_split, strict, problems)
 
 
+def without_shared_queries(sets: list[BeirSet], problems: list[Problem]) -> list[BeirSet]:
+    """Leave a query text that stands in two splits to the one that is measured: test before dev before train.
+
+    Args:
+        sets: of one source; their splits are not changed.
+        problems: takes a Problem of kind "duplicate" for each query left out.
+
+    Returns:
+        The sets; a split that loses all its queries is gone.
+    """
+    seen: set[str] = set()
+    kept: list[dict] = [{} for _ in sets]
+    rank = {"train": 0, "dev": 1}  # any other split is measured
+    splits = {split for s in sets for split in s.qrels}
+    for split in sorted(splits, key=lambda name: rank.get(name, 2), reverse=True):
+        texts: set[str] = set()
+        for beir_set, qrels in zip(sets, kept, strict=True):
+            judged = beir_set.qrels.get(split, {})
+            shared = [q for q in judged if beir_set.queries[q] in seen]
+            reason = f"the query of the {split} split stands in a split that is measured as well"
+            problems += [Problem(f"{beir_set.name}, query {q}", 0, reason, "duplicate") for q in shared]
+            if left := {q: docs for q, docs in judged.items() if q not in set(shared)}:
+                qrels[split] = left
+            texts |= {beir_set.queries[q] for q in left}
+        seen |= texts
+    pairs = zip(sets, kept, strict=True)
+    return [BeirSet(s.name, s.corpus, s.queries, {k: q[k] for k in s.qrels if k in q}) for s, q in pairs]
+
+
 def _is_beir(path: Path) -> bool:
     return any((path / f"corpus.jsonl{end}").is_file() for end in ("", ".gz"))
 
@@ -215,14 +244,14 @@ def sample_documents(beir_set: BeirSet, most: int, seed: int) -> BeirSet:
     """Shrink the corpus of a set, for a quick look: fewer documents make search easier and scores higher.
 
     Args:
-        beir_set: is not changed.
+        beir_set: is not changed; one that also trains keeps its corpus, where its negatives live.
         most: documents kept, 0 = all; a judged document always stays, even above this number.
         seed: of the choice; a larger number keeps those of a smaller one too.
 
     Returns:
         A set with the kept documents in their order.
     """
-    if not most or len(beir_set.corpus) <= most:
+    if not most or len(beir_set.corpus) <= most or "train" in beir_set.qrels:
         return beir_set
     judged = {d for split in beir_set.qrels.values() for docs in split.values() for d in docs}
     others = sorted(beir_set.corpus.keys() - judged, key=lambda d: text_id(f"{seed}:{d}"))

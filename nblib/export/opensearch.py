@@ -57,7 +57,8 @@ def token_strings(core: Tokenizer, special_ids: list[int], vocab_size: int) -> l
         shown = "; ".join(_describe(core, string, ids) for string, ids in list(bad.items())[:3])
         raise ValueError(
             f"{sum(map(len, bad.values()))} tokens do not decode one-to-one: {shown}. OpenSearch would merge "
-            "them. Use a backbone with a WordPiece vocabulary, or export with token_format='TOKEN_ID'"
+            "them. Use a backbone with a WordPiece vocabulary, or call export_opensearch with "
+            "token_format='TOKEN_ID'"
         )
     return strings
 

@@ -1,6 +1,6 @@
 """Use an export as a stranger would: public libraries only, in a process of its own.
 
-`python -m nblib.export.reload JOB OUT` reads a job {kind, path, texts, batch_sizes} and writes the reps.
+`python -m nblib.export.reload JOB OUT` reads a job (see nblib.export.verify) and writes the reps.
 """
 
 import json

@@ -79,6 +79,7 @@ class NeuralSparseEncoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return self.term_mask.device
 
     @contextmanager
@@ -137,7 +138,7 @@ class NeuralSparseEncoder(nn.Module):
         logits = max_logits(packed, attention_mask.sum(dim=1).tolist(), weight, bias)  # [T, H] -> [B, V]
         return torch.log1p(torch.relu(logits)) * self.term_mask
 
-    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> dict[str, list]:
+    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Turn texts into unpadded ids, cut at max_length. Raises ValueError on an empty text."""
         for i, text in enumerate(texts):
             if not text.strip():

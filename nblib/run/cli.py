@@ -1,4 +1,4 @@
-"""The command line: python -m nblib run | list."""
+"""The command line: python -m nblib run | record | list."""
 
 import argparse
 import os

@@ -111,13 +111,19 @@ def marked(model: type[NotebookParams], mark: type) -> dict[str, Any]:
 
 
 def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str, str]:
-    """Hash what lies at the DataPath parameters: "name=value" -> sha256 of each that exists."""
+    """Hash what lies at the DataPath parameters: "name=value" -> sha256 of each that exists.
+
+    A file counts together with the corpus and the queries beside it, which rows of ids refer to.
+    """
     hashes = {}
     for name in marked(model, DataPath):
         values = params[name] if isinstance(params[name], list) else [params[name]]
         for value in values:
-            if value and at_root(value).exists():
-                hashes[f"{name}={value}"] = sha256_paths([at_root(value)])
+            path = at_root(value)
+            if value and path.exists():
+                beside = [] if path.is_dir() else sorted(path.parent.glob("corpus.jsonl*"))
+                beside += [] if path.is_dir() else sorted(path.parent.glob("queries.jsonl*"))
+                hashes[f"{name}={value}"] = sha256_paths([path, *(p for p in beside if p != path)])
     return hashes
 
 

@@ -22,7 +22,6 @@ PROBE = """
 import os, torch
 cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 if torch.cuda.is_available(): print(torch.cuda.device_count(), "x", torch.cuda.get_device_name(0))
-elif torch.backends.mps.is_available(): print("mps")
 else: print("cpu,", cores, "cores")
 """
 
@@ -76,7 +75,8 @@ def inputs(step: Step, parts: dict[str, Any]) -> dict[str, str]:
 def hash_outputs(run_dir: Path) -> dict[str, str]:
     """Hash metrics.json and every file under artifacts/ and figures/: name from run_dir -> sha256."""
     files = [run_dir / "metrics.json", *run_dir.glob("artifacts/**/*"), *run_dir.glob("figures/**/*")]
-    return {f.relative_to(run_dir).as_posix(): sha256_file(f) for f in sorted(files) if f.is_file()}
+    kept = [f for f in sorted(files) if f.is_file() and "tensorboard" not in f.parts]  # names the machine
+    return {f.relative_to(run_dir).as_posix(): sha256_file(f) for f in kept}
 
 
 def results(manifest: dict[str, Any]) -> str:
@@ -132,7 +132,7 @@ def start_device_probe() -> None:
 
 @cache
 def device() -> str:
-    """Name the device that torch uses here: "cpu, 2 cores", "mps", "1 x <GPU>"; "unknown" without torch."""
+    """Name the device that we use here: "cpu, 2 cores" or "1 x <GPU>"; "unknown" without torch."""
     try:
         return _probe().communicate(timeout=120)[0].strip() or "unknown"
     except subprocess.TimeoutExpired:

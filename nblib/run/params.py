@@ -4,7 +4,7 @@ import ast
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,17 @@ class BeirEvalParams(NotebookParams):
     top_k: Positive
     seed: Seed
     run_dir: Name
+
+    @model_validator(mode="after")
+    def check_systems(self) -> Self:
+        """Refuse what 05 could not search with, before any step starts."""
+        if twice := sorted({s for s in self.systems if self.systems.count(s) > 1}):
+            raise ValueError(f"systems names {', '.join(twice)} twice")
+        if "dense" in self.systems and not self.dense_teacher:
+            raise ValueError(
+                "systems has 'dense' but dense_teacher is empty: name a model, or take 'dense' out of systems"
+            )
+        return self
 
 
 class ExportParams(NotebookParams):

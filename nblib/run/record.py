@@ -19,7 +19,7 @@ COLUMNS = {
     "diff_vs_bm25-tokens": "against bm25-tokens",
     "p_holm_vs_bm25-tokens": "p (Holm)",
 }
-KEPT = ("notebook", "profile", "params", "git", "versions", "device", "seed", "wall_s", "peak_gib", "status")
+KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "wall_s", "peak_gib", "status")
 
 
 def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
@@ -30,7 +30,8 @@ def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
         profile: its name.
         reference: outputs/reference.
         readme: file with the lines `<!-- <profile> -->` and `<!-- /<profile> -->`; what stands between
-            them is replaced. A README without them is left alone.
+            them is replaced by the results, and between those of `<profile> notebooks` by the table of the
+            notebooks. A README without them is left alone.
 
     Returns:
         reference / profile.
@@ -49,7 +50,9 @@ def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
             _copy_step(folder / name, tmp / name)
             write_json(tmp / name / "run.json", {key: manifest[key] for key in KEPT if key in manifest})
     if readme.exists():
-        write_text(readme, replace_block(readme.read_text(encoding="utf-8"), profile, block(folder, steps)))
+        text = replace_block(readme.read_text(encoding="utf-8"), profile, block(folder, steps))
+        table = notebook_table(steps, readme.parent / "notebooks")
+        write_text(readme, replace_block(text, f"{profile} notebooks", table))
     return reference / profile
 
 
@@ -67,7 +70,7 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
-    """Write the Markdown tables of a run: the systems, then time and memory of each step."""
+    """Write the Markdown tables of a run's systems, one for each data set."""
     rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []
     lines = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
@@ -78,12 +81,27 @@ def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
         lines += [f"`{dataset}`: {size}, documents cut at {cut} tokens (`bm25`: full text).", ""]
         lines += ["| " + " | ".join(COLUMNS[n] for n in names) + " |", "| --- " * len(names) + "|"]
         lines += ["| " + " | ".join(_cell(row, n) for n in names) + " |" for row in chosen] + [""]
-    lines += ["| step | time | peak memory |", "| --- | --- | --- |"]
+    return "\n".join(lines)
+
+
+def notebook_table(steps: dict[str, dict[str, Any]], notebooks: Path) -> str:
+    """Write the Markdown table of a run's notebooks: what each does, its time and memory."""
+    lines = ["| notebook | what it does | time | peak memory |", "| --- | --- | --- | --- |"]
     for name, manifest in steps.items():
-        lines.append(f"| {name} | {clock(manifest['wall_s'])} | {manifest['peak_gib']:.1f} GiB |")
+        link = f"[{name}]({notebooks.name}/{name}.ipynb)"
+        what, time = purpose(notebooks / f"{name}.ipynb"), clock(manifest["wall_s"])
+        lines.append(f"| {link} | {what} | {time} | {manifest['peak_gib']:.1f} GiB |")
     total = clock(sum(manifest["wall_s"] for manifest in steps.values()))
     device = next(iter(steps.values())).get("device", "")
     return "\n".join([*lines, "", f"All steps: {total} on {device}.", ""])
+
+
+def purpose(notebook: Path) -> str:
+    """Read the sentence below a notebook's title; "" if there is no such notebook."""
+    if not notebook.exists():
+        return ""
+    lines = "".join(read_json(notebook)["cells"][0]["source"]).splitlines()
+    return next((line for line in lines[1:] if line.strip()), "")
 
 
 def _cell(row: dict[str, Any], key: str) -> str:
@@ -98,5 +116,6 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 
 def main(profile: str, outputs: Path) -> Path:
-    """Record a profile of `outputs` in this repository."""
+    """Record a profile of `outputs`, or several as in "quick,mine", in this repository."""
+    profile = "+".join(name.strip() for name in profile.split(","))  # the name of the run's folder
     return record(outputs / profile, profile, ROOT / "outputs" / "reference", ROOT / "README.md")

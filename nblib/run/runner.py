@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from nblib.files import ROOT, sha256_paths, write_text
+from nblib.files import ROOT, remove_leftovers, sha256_paths, write_text
 from nblib.run import kernel, manifest, report
 from nblib.run.keys import explain, key_of, key_parts
 from nblib.run.layers import (
@@ -79,6 +79,10 @@ def plan(project: Project, request: Request) -> list[Step]:
     if request.start:
         first = pick(names, request.start)
         selected = [name for name in selected if name >= first]
+        if not selected:
+            raise BadRequest(
+                f"--only {request.only} comes before --from {request.start}: nothing is left to run"
+            )
     for name in selected:
         if name not in project.models:
             raise BadRequest(f"{name} has no typed parameters: add its model to nblib/run/params.py")
@@ -200,6 +204,7 @@ def run_step(step: Step, request: Request, key: str, parts: dict[str, Any], keep
     if not keep:
         remove_run(step.run_dir)
     step.run_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(step.run_dir)
     manifest.start_device_probe()
     record = manifest.begin(step, request.profile, key, parts)
     header = (

@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nblib.files import at_root, read_json, sha256_paths, write_json
+from nblib.files import at_root, atomic_folder, read_json, sha256_paths, write_json
 from nblib.idf import load_idf
 from nblib.model.encoder import CONFIG, NeuralSparseEncoder
 from nblib.run.progress import report
 from nblib.teachers import BM25_PREFIX, EnsembleTeacher
 from nblib.train.callbacks import read_log
 from nblib.train.data import TrainingSet, load_training_set
-from nblib.train.precision import resolve_precision
 from nblib.train.trainer import TrainConfig, prepare_resume
 from nblib.train.warmup import warm_up_head
 
@@ -79,9 +78,9 @@ def _open_run(params, inputs: list[Path]) -> Path:
         run_dir / "artifacts", holding training_config.json.
     """
     folder = at_root(params.run_dir) / "artifacts"
-    config = params.model_dump(exclude={"run_dir", "data_dir", "idf_dir", "pretrain_dir"})
-    config["precision"] = resolve_precision(params.precision)  # a machine that takes another starts anew
-    prepare_resume(folder, config | {"inputs_sha256": sha256_paths(inputs)})
+    config = params.model_dump(exclude={"run_dir"})
+    places = {name: config.pop(name) for name in list(config) if name.endswith("_dir")}
+    prepare_resume(folder, config | {"inputs_sha256": sha256_paths(inputs)}, places)
     return folder
 
 
@@ -147,7 +146,8 @@ def warm_encoder(params, texts: list[str], folder: Path) -> tuple[NeuralSparseEn
         encoder, texts, config, folder, params.mask_ratio, params.keep_ratio, params.target_active_terms
     )
     write_json(folder / "warmup.json", {"warmed_up": True, **found})
-    encoder.save_pretrained(done)
+    with atomic_folder(done) as tmp:
+        encoder.save_pretrained(tmp)
     return encoder, {"warmed_up": True, **found}
 
 

@@ -47,6 +47,7 @@ def train_step(
         None if given is None else given.to(model.device),
         batch["positives"].to(model.device),
         lambda_share,
+        batch["lexical"].to(model.device) if "lexical" in batch else None,
     )
     values = {name: float(term.detach()) for name, term in terms.items()}
     check_finite(values, step=0)

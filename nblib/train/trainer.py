@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from nblib.files import read_json, write_json
+from nblib.files import atomic_folder, read_json, write_json
 from nblib.losses import IDFAwareLoss
 from nblib.model.encoder import NeuralSparseEncoder
-from nblib.train.callbacks import Guard, JsonlLog, LiveLine
+from nblib.train.callbacks import Guard, JsonlLog, LiveLine, ReturnMemory
 from nblib.train.data import Collator, TrainingSet
 from nblib.train.precision import choose_attention, resolve_precision
 from nblib.train.schedule import ramp
@@ -76,7 +78,7 @@ def training_arguments(folder: Path, config: TrainConfig, **more) -> TrainingArg
         logging_nan_inf_filter=False,  # a NaN must be seen, not replaced by the mean
         save_steps=config.save_steps,
         save_total_limit=config.save_total_limit,
-        report_to=["tensorboard"],
+        report_to=[],  # EncoderTrainer adds TensorBoard, in a folder of a fixed name
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=True,
@@ -94,6 +96,7 @@ class EncoderTrainer(Trainer):
         self.loss_is_scaled_for_ga = False  # compute_loss returns a mean over its batch
         self.terms: dict[str, float] = {}
         self.remove_callback(PrinterCallback)
+        self.add_callback(TensorBoardCallback(SummaryWriter(str(Path(self.args.output_dir) / "tensorboard"))))
         self.seen, self.since = 0, time.perf_counter()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -154,18 +157,19 @@ def make_optimizer(encoder: NeuralSparseEncoder, config: TrainConfig) -> torch.o
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
-def prepare_resume(folder: Path, config: dict) -> None:
+def prepare_resume(folder: Path, config: dict, places: dict) -> None:
     """Keep the checkpoints of this very run to go on from; clear what another configuration left.
 
     Args:
         folder: of the checkpoints and training_config.json.
         config: everything that decides the result; it is written, or compared with what is there.
+        places: where the inputs lay; written beside it, not compared, since their content is.
     """
     file = folder / "training_config.json"
-    same = file.exists() and read_json(file) == config
+    same = file.exists() and {k: v for k, v in read_json(file).items() if k not in places} == config
     if folder.exists() and not same:
         shutil.rmtree(folder)
-    write_json(file, config)
+    write_json(file, config | places)
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -176,6 +180,15 @@ def last_checkpoint(folder: Path) -> str | None:
         except (OSError, ValueError):
             shutil.rmtree(torn)
     return get_last_checkpoint(str(folder)) if folder.exists() else None
+
+
+def run_or_resume(trainer: EncoderTrainer, folder: Path) -> None:
+    """Train from the last checkpoint on; a run that had reached its last step only loads that checkpoint."""
+    steps, checkpoint = trainer.args.max_steps, last_checkpoint(folder)
+    if checkpoint and int(checkpoint.rpartition("-")[2]) >= steps:
+        trainer._load_from_checkpoint(checkpoint)  # the Trainer would take one step more
+    elif steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def train_sparse(
@@ -225,13 +238,19 @@ def train_sparse(
         train_dataset=data,
         data_collator=Collator(data, encoder.tokenizer, encoder.max_length, teacher, lexical),
         optimizers=(make_optimizer(encoder, config), None),
-        callbacks=[JsonlLog(folder / "training_log.jsonl"), LiveLine(label), guard, *callbacks],
+        callbacks=[
+            JsonlLog(folder / "training_log.jsonl"),
+            LiveLine(label),
+            ReturnMemory(),
+            guard,
+            *callbacks,
+        ],
         loss_fn=loss_fn,
         ramp_steps=config.lambda_ramp_steps,
     )
-    if config.num_steps:
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
-    encoder.save_pretrained(folder / "final_model")
+    run_or_resume(trainer, folder)
+    with atomic_folder(folder / "final_model") as tmp:
+        encoder.save_pretrained(tmp)
     return folder / "final_model"
 
 

@@ -15,13 +15,13 @@ from torch.utils.data import Dataset
 
 from nblib.model.encoder import NeuralSparseEncoder, pad
 from nblib.model.head import max_logits
-from nblib.train.callbacks import JsonlLog, LiveLine
+from nblib.train.callbacks import JsonlLog, LiveLine, check_finite
 from nblib.train.trainer import (
     EncoderTrainer,
     TrainConfig,
     head_parameters,
-    last_checkpoint,
     make_optimizer,
+    run_or_resume,
     training_arguments,
 )
 
@@ -80,7 +80,10 @@ class MaskAndKeep:
 
 
 class HeadTrainer(EncoderTrainer):
-    """Masked-LM cross-entropy at the asked positions only; logits of the others are never computed."""
+    """Masked-LM cross-entropy at the asked positions only; logits of the others are never computed.
+
+    In fp32 whatever the precision: autocast wraps the model's forward, which is not used here.
+    """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         encoder = self.model
@@ -93,6 +96,7 @@ class HeadTrainer(EncoderTrainer):
         with torch.no_grad():
             hit = (logits.argmax(dim=1) == labels[asked]).float().mean()
         self.terms = {"mlm": float(loss.detach()), "mlm_accuracy": float(hit)}
+        check_finite(self.terms, self.state.global_step)
         self.seen += len(inputs["input_ids"])
         return (loss, logits) if return_outputs else loss
 
@@ -183,8 +187,7 @@ def warm_up_head(
         optimizers=(make_optimizer(encoder, config), None),
         callbacks=[JsonlLog(folder / "training_log.jsonl"), LiveLine("warm up head")],
     )
-    if config.num_steps:
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    run_or_resume(trainer, folder)
     for parameter in frozen:
         parameter.requires_grad_(True)
     shift = shift_bias(encoder, list(texts[:64]), target_active_terms)

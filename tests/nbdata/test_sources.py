@@ -7,10 +7,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nblib.data.formats import read_beir, write_beir
+from nblib.data.formats import BeirSet, read_beir, write_beir
 from nblib.data.hub import as_form
 from nblib.data.lines import DataError
-from nblib.data.sources import bucket, load, sample_documents, sample_queries, text_id
+from nblib.data.sources import (
+    bucket,
+    load,
+    sample_documents,
+    sample_queries,
+    text_id,
+    without_shared_queries,
+)
 from nblib.files import ROOT
 
 ENGLISH = ROOT / "tests" / "data" / "english"
@@ -197,3 +204,16 @@ def test_sampled_corpus_keeps_what_is_judged():
     assert list(large.corpus) == [d for d in beir.corpus if d in large.corpus]
     assert sample_documents(beir, 1, 13).corpus.keys() == judged
     assert sample_documents(beir, 0, 13).corpus == beir.corpus
+    assert sample_documents(read_beir(ENGLISH), 1, 13).corpus == beir.corpus, "a set that trains stays whole"
+
+
+def test_a_query_in_two_splits_stays_in_the_measured_one():
+    docs = {"d": {"title": "", "text": "text"}}
+    queries = {"a": "same", "b": "same", "c": "other", "e": "alone"}
+    judged = {"d": 1}
+    qrels = {"train": {"a": judged, "c": judged}, "dev": {"e": judged}, "test": {"b": judged}}
+    problems = []
+    (found,) = without_shared_queries([BeirSet("s", docs, queries, qrels)], problems)
+    assert found.qrels == {"train": {"c": judged}, "dev": {"e": judged}, "test": {"b": judged}}
+    assert [(p.kind, "query a" in p.file) for p in problems] == [("duplicate", True)]
+    assert list(qrels["train"]) == ["a", "c"], "the input is not changed"

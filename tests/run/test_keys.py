@@ -108,6 +108,9 @@ def test_the_content_behind_a_path_enters_the_key(tmp_path):
     one = data_hashes(MakeParams, params)
     data.write_text("two")
     assert list(one) == [f"source={data}"] and data_hashes(MakeParams, params) != one
+    two = data_hashes(MakeParams, params)
+    (tmp_path / "queries.jsonl").write_text("beside it: rows of ids refer to them")
+    assert data_hashes(MakeParams, params) != two
     assert data_hashes(MakeParams, params | {"source": ""}) == {}  # not the repository's root
 
 

@@ -1,7 +1,9 @@
 import pytest
 from pydantic import ValidationError
 
-from nblib.run.params import BY_NOTEBOOK, IdfParams
+from nblib.files import ROOT
+from nblib.run.keys import cell_defaults
+from nblib.run.params import BY_NOTEBOOK, BeirEvalParams, IdfParams
 
 IDF = {
     "data_dir": "outputs/lab/01_data_prep",
@@ -61,3 +63,17 @@ def test_no_model_holds_a_default(name):
     fields = BY_NOTEBOOK[name].model_fields
     assert {"seed", "run_dir"} <= set(fields)
     assert [field for field, info in fields.items() if not info.is_required()] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"systems": ["bm25", "bm25"]}, "bm25 twice"),
+        ({"dense_teacher": ""}, "dense_teacher is empty"),
+    ],
+)
+def test_systems_that_cannot_search_are_refused(change, words):
+    cell = cell_defaults(ROOT / "notebooks" / "05_beir_eval.ipynb")
+    BeirEvalParams(**cell)
+    with pytest.raises(ValidationError, match=words):
+        BeirEvalParams(**cell | change)

@@ -39,17 +39,23 @@ def folder(tmp_path):
 
 def test_record_copies_figures_and_writes_the_tables(folder, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- quick -->\nold\n<!-- /quick -->\nafter\n")
+    readme.write_text(
+        "before\n<!-- quick -->\nold\n<!-- /quick -->\nbetween\n"
+        "<!-- quick notebooks -->\nold\n<!-- /quick notebooks -->\nafter\n"
+    )
+    cell = {"cell_type": "markdown", "source": ["# 01 · Data\n", "\n", "Make data.\n", "\n", "More.\n"]}
+    write_json(tmp_path / "notebooks" / "01_data_prep.ipynb", {"cells": [cell]})
     kept = record(folder, "quick", tmp_path / "reference", readme)
     files = {p.relative_to(kept).as_posix() for p in kept.rglob("*") if p.is_file()}
     names = {"metrics.json", "run.json", "a.png"}
     assert files == {"01_data_prep/run.json"} | {f"05_beir_eval/{name}" for name in names}, "no notebooks"
     assert read_json(kept / "01_data_prep" / "run.json")["wall_s"] == 75.0
     text = readme.read_text()
-    assert text.startswith("before\n<!-- quick -->\n") and text.endswith("<!-- /quick -->\nafter\n")
+    assert text.startswith("before\n<!-- quick -->\n") and text.endswith("<!-- /quick notebooks -->\nafter\n")
     assert "old" not in text and "| finetuned | 0.600 | 0.400 | 0.900 | 1.23 | 95 | < 0.001 |" in text
     assert "1,200 documents, 30 queries, documents cut at 64 tokens" in text
-    assert "| 01_data_prep | 1:15 | 1.2 GiB |" in text and "All steps: 2:30 on 2 cores." in text
+    assert "| [01_data_prep](notebooks/01_data_prep.ipynb) | Make data. | 1:15 | 1.2 GiB |" in text
+    assert "\nbetween\n" in text and "All steps: 2:30 on 2 cores." in text
     assert record(folder, "quick", tmp_path / "reference", readme) and readme.read_text() == text
 
 

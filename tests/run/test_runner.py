@@ -231,6 +231,11 @@ def test_a_dry_run_starts_and_writes_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_selection_is_refused(tmp_path):
+    _, told = run(tmp_path, "--only", "01", "--from", "02", code=2)
+    assert "--only 01 comes before --from 02" in told
+
+
 def test_a_bad_parameter_of_the_last_step_stops_the_run_before_the_first(tmp_path):
     tiny.tiny_project(tmp_path)
     tiny.layer(tmp_path, "small", "05_beir_eval", "system: 5\n")

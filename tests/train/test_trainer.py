@@ -73,20 +73,27 @@ def test_killed_run_resumes_to_the_same_bits(tiny_backbone, folder, tmp_path):
     wanted = {"loss", "kl", "infonce", "flops", "lexical", "lambda", "q_nnz", "d_nnz", "learning_rate"}
     assert wanted | {"examples_per_s", "grad_norm"} <= logs[0][0].keys()
     assert len(list((tmp_path / "whole").glob("checkpoint-*"))) == 2, "save_total_limit"
+    before = sha256_file(tmp_path / "whole" / weights)
+    run(tiny_backbone, folder, tmp_path / "whole")  # nothing is left to do
+    assert sha256_file(tmp_path / "whole" / weights) == before
+    assert len(read_log(tmp_path / "whole" / "training_log.jsonl")) == 8
     assert list((tmp_path / "whole").rglob("events.out.tfevents*")), "TensorBoard"
     checkpoint = tmp_path / "whole" / "checkpoint-8"
     assert (checkpoint / "neural_sparse_head.pt").exists() and NeuralSparseEncoder.load(checkpoint)
 
 
 def test_another_configuration_starts_afresh(tmp_path):
-    prepare_resume(tmp_path / "a", {"lr": 1})
+    prepare_resume(tmp_path / "a", {"lr": 1}, {"data_dir": "x"})
     (tmp_path / "a" / "checkpoint-4").mkdir()
     (tmp_path / "a" / "checkpoint-4" / "trainer_state.json").write_text("{}")
-    prepare_resume(tmp_path / "a", {"lr": 1})
+    prepare_resume(tmp_path / "a", {"lr": 1}, {"data_dir": "x"})
     assert last_checkpoint(tmp_path / "a").endswith("checkpoint-4")
-    prepare_resume(tmp_path / "a", {"lr": 2})
+    prepare_resume(tmp_path / "a", {"lr": 2}, {"data_dir": "x"})
     assert last_checkpoint(tmp_path / "a") is None
-    assert json.loads((tmp_path / "a" / "training_config.json").read_text()) == {"lr": 2}
+    assert json.loads((tmp_path / "a" / "training_config.json").read_text()) == {"lr": 2, "data_dir": "x"}
+    (tmp_path / "a" / "checkpoint-4").mkdir()
+    prepare_resume(tmp_path / "a", {"lr": 2}, {"data_dir": "moved"})
+    assert (tmp_path / "a" / "checkpoint-4").exists(), "the place of the inputs does not count"
 
 
 def test_a_torn_checkpoint_is_not_resumed(tmp_path):
@@ -148,6 +155,10 @@ def test_guard_stops_at_nan():
     guard = Guard(patience=3, min_terms=1.0, dense_terms=3000, ramp_steps=10)
     with pytest.raises(TrainingDiverged, match="kl not finite.*bf16"):
         guard.on_log(None, control=None, **logs(1, 50.0, kl=float("nan")))
+    with pytest.raises(TrainingDiverged, match="grad_norm not finite"):
+        guard.on_log(None, control=None, **logs(1, 50.0, grad_norm=float("inf")))
+    fp16 = type("Arguments", (), {"fp16": True})  # its loss scaler overflows now and then, and skips the step
+    guard.on_log(fp16, control=None, **logs(1, 50.0, grad_norm=float("inf")))
 
 
 def test_batches_without_contrast_are_refused():
