@@ -155,10 +155,12 @@ def learned_sparse(
         import torch
 
         from nblib.model.encoder import NeuralSparseEncoder
+        from nblib.precision import quick_fp32
 
         label, model = f"{name}: documents", NeuralSparseEncoder.load(folder, max_length)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        return model.encode_documents(texts, batch_size, lambda n: report(label, n, len(texts)))
+        with quick_fp32():
+            return model.encode_documents(texts, batch_size, lambda n: report(label, n, len(texts)))
 
     def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
         d_reps, seconds = cached(cache, [sha256_paths([folder]), str(max_length)], texts, encode)
@@ -183,9 +185,12 @@ def dense(teacher: str, max_length: int, batch_size: int, cache: Path) -> System
     options = {"batch_size": batch_size, "normalize_embeddings": True, "show_progress_bar": False}
 
     def encode(texts: list[str]) -> np.ndarray:
+        from nblib.precision import quick_fp32
+
         step, parts = 32 * batch_size, []
         for start in range(0, len(texts), step):
-            parts.append(model.encode_document(texts[start : start + step], **options))
+            with quick_fp32():
+                parts.append(model.encode_document(texts[start : start + step], **options))
             report("dense: documents", min(start + step, len(texts)), len(texts))
         return np.concatenate(parts)  # [N, H]
 

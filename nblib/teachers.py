@@ -17,6 +17,7 @@ from torch import Tensor
 from nblib.backbones import load, resolve
 from nblib.files import atomic_file, sha256_paths
 from nblib.losses import ensemble_scores
+from nblib.precision import quick_fp32
 from nblib.search.bm25 import Bm25
 
 BM25_PREFIX = "bm25:"
@@ -78,12 +79,13 @@ def dense_embeddings(
     out = np.empty((len(texts), model.get_embedding_dimension()), dtype=np.float32)
     for start in range(0, len(order), 8 * batch_size):
         rows = order[start : start + 8 * batch_size]
-        out[rows] = encode(
-            [texts[i] for i in rows],
-            batch_size=batch_size,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
+        with quick_fp32():
+            out[rows] = encode(
+                [texts[i] for i in rows],
+                batch_size=batch_size,
+                normalize_embeddings=True,
+                show_progress_bar=False,
+            )
         if progress:
             progress(min(start + 8 * batch_size, len(order)))
     if file:

@@ -18,6 +18,8 @@ COLUMNS = {
     "d_nnz": "terms per document",
     "diff_vs_bm25-tokens": "against bm25-tokens",
     "p_holm_vs_bm25-tokens": "p (Holm)",
+    "diff_vs_bm25": "against bm25",
+    "p_holm_vs_bm25": "p (Holm)",
 }
 KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "wall_s", "peak_gib", "status")
 

@@ -17,9 +17,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from nblib.files import atomic_folder, read_json, write_json
 from nblib.losses import IDFAwareLoss
 from nblib.model.encoder import NeuralSparseEncoder
+from nblib.precision import choose_attention, resolve_precision
 from nblib.train.callbacks import Guard, JsonlLog, LiveLine, ReturnMemory
 from nblib.train.data import Collator, TrainingSet
-from nblib.train.precision import choose_attention, resolve_precision
 from nblib.train.schedule import ramp
 
 

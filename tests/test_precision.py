@@ -8,7 +8,7 @@ import torch
 
 from nblib.files import read_json
 from nblib.model.encoder import NeuralSparseEncoder
-from nblib.train.precision import GAIN, bf16_gain, choose_attention, resolve_precision
+from nblib.precision import GAIN, bf16_gain, choose_attention, quick_fp32, resolve_precision
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA decides here, not the CPU")
 
@@ -43,3 +43,14 @@ def test_the_attention_chosen_for_bf16_gives_the_same_reps(tiny_backbone, englis
     assert encoder.encode_documents(english_texts).toarray() == pytest.approx(before, abs=1e-5)
     encoder.save_pretrained(tmp_path)
     assert "eager" not in str(read_json(tmp_path / "config.json"))  # how it was trained binds nobody
+
+
+def test_quick_fp32_changes_nothing_but_the_kernels(tiny_backbone, english_texts):
+    encoder = NeuralSparseEncoder(str(tiny_backbone), max_length=32)
+    before = encoder.encode_documents(english_texts).toarray()
+    with quick_fp32():
+        inside = encoder.encode_documents(english_texts).toarray()
+    assert inside == pytest.approx(before, abs=0.02)  # with AMX the inputs have 8 bits
+    with pytest.raises(ZeroDivisionError), quick_fp32():
+        1 / 0  # noqa: B018
+    assert torch.get_float32_matmul_precision() == "highest"
