@@ -54,10 +54,11 @@ def test_a_weight_of_zero_loads_nothing():
 
 
 def test_cache_is_read_and_never_reused_for_other_input(tmp_path, monkeypatch):
-    first = teachers.dense_embeddings(EMBEDDED, DOCUMENTS, 64, tmp_path)
+    first = teachers.dense_embeddings(EMBEDDED, DOCUMENTS, 64, "document", tmp_path)
     monkeypatch.setattr(teachers, "load_dense", lambda *a, **k: pytest.fail("should be read from the cache"))
-    assert np.array_equal(teachers.dense_embeddings(EMBEDDED, DOCUMENTS, 64, tmp_path), first)
+    assert np.array_equal(teachers.dense_embeddings(EMBEDDED, DOCUMENTS, 64, "document", tmp_path), first)
     monkeypatch.undo()
-    teachers.dense_embeddings(EMBEDDED, DOCUMENTS, 32, tmp_path)
-    teachers.dense_embeddings(EMBEDDED, DOCUMENTS[:2], 64, tmp_path)
-    assert len(list(tmp_path.glob("dense-*.npy"))) == 3
+    teachers.dense_embeddings(EMBEDDED, DOCUMENTS, 32, "document", tmp_path)
+    teachers.dense_embeddings(EMBEDDED, DOCUMENTS[:2], 64, "document", tmp_path)
+    teachers.dense_embeddings(EMBEDDED, DOCUMENTS, 64, "query", tmp_path)
+    assert len(list(tmp_path.glob("dense-*.npy"))) == 4
