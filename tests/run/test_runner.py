@@ -232,6 +232,7 @@ def test_a_dry_run_starts_and_writes_nothing(tmp_path):
 
 
 def test_an_empty_selection_is_refused(tmp_path):
+    tiny.tiny_project(tmp_path)
     _, told = run(tmp_path, "--only", "01", "--from", "02", code=2)
     assert "--only 01 comes before --from 02" in told
 
