@@ -98,7 +98,7 @@ def test_markers_and_comments_in_the_lock(tmp_path):
     lock.write_text("# made by uv\nclick==8.1  # via flask\ntriton==3 ; sys_platform == 'linux'\n-e .\n")
     assert locked_packages(lock) == [("click", "8.1", 2)]
     with pytest.raises(
-        DataError, match=r"requirements.lock, line 2: click 8.1 is locked, installed is .*make"
+        DataError, match=r"requirements.lock, line 2: click 8.1 is locked, installed is .*pip install -r"
     ):
         installed_packages(lock, True, None)
     problems = []
