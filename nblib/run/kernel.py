@@ -72,7 +72,7 @@ class Outcome:
 def execute(notebook: Path, run_dir: Path, params: dict[str, Any], live: LiveLine) -> Outcome:
     """Run a notebook into run_dir/executed.ipynb; the main thread draws, samples memory and takes Ctrl-C.
 
-    Memory is the resident set of the kernel and its child processes, sampled twice a second by psutil;
+    Memory is the resident set of the kernel and its child processes, sampled twice a second by psutil (more often at first);
     pages that forked children share count once for each, so it is an upper bound between samples.
 
     Raises:
@@ -84,8 +84,10 @@ def execute(notebook: Path, run_dir: Path, params: dict[str, Any], live: LiveLin
     thread = threading.Thread(target=_papermill, args=(notebook, run_dir, params, outcome), daemon=True)
     thread.start()
     try:
+        wait = POLL_S / 10  # a kernel may be gone within half a second
         while thread.is_alive():
-            thread.join(POLL_S)
+            thread.join(wait)
+            wait = min(POLL_S, 1.1 * wait)
             live.show(read_progress(run_dir))
             _sample(runner, others, outcome)
     except BaseException:
