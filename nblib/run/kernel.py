@@ -72,8 +72,9 @@ class Outcome:
 def execute(notebook: Path, run_dir: Path, params: dict[str, Any], live: LiveLine) -> Outcome:
     """Run a notebook into run_dir/executed.ipynb; the main thread draws, samples memory and takes Ctrl-C.
 
-    Memory is the resident set of the kernel and its child processes, sampled twice a second by psutil (more often at first);
-    pages that forked children share count once for each, so it is an upper bound between samples.
+    Memory is the resident set of the kernel and its child processes, sampled by psutil twice a second, at
+    first more often; pages that forked children share count once for each, so it is an upper bound between
+    samples.
 
     Raises:
         KeyboardInterrupt: after the kernel has ended.
