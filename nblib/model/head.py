@@ -44,6 +44,7 @@ def max_logits(packed: Tensor, lengths: list[int], weight: Tensor, bias: Tensor)
 class _MaxLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx, packed: Tensor, lengths: list[int], weight: Tensor, bias: Tensor) -> Tensor:
+        """Walk over blocks of terms; keep maxima [B, V] and, for the backward pass, the active pairs."""
         wants_grad = any(ctx.needs_input_grad)
         values, active = [], []
         for start in range(0, weight.shape[0], BLOCK):
@@ -60,6 +61,7 @@ class _MaxLogits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        """Send the gradient [B, V] to the token and the term of each active pair."""
         packed, weight, tokens, terms, rows = ctx.saved_tensors
         pair_grad = grad[rows, terms]  # [pairs]
         size = (packed.shape[0], weight.shape[0])

@@ -88,6 +88,7 @@ class Guard(TrainerCallback):
         self.low = self.high = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
+        """Check one logged step. Raises TrainingDiverged that names the remedy."""
         if not logs or "d_nnz" not in logs:
             return
         # under fp16 the loss scaler skips a step whose gradients overflow; that is how it finds its scale

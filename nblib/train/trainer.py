@@ -124,6 +124,7 @@ class SparseTrainer(EncoderTrainer):
         self.ramp_steps = ramp_steps
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Give the Trainer the loss of one batch of nblib.train.data.Collator; note its terms for the log."""
         d_reps = model(inputs["input_ids"], inputs["attention_mask"])  # [D, V]
         share = ramp(self.state.global_step, self.ramp_steps)
         q_bags, positives = inputs["q_bags"], inputs["positives"]

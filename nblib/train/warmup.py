@@ -86,6 +86,7 @@ class HeadTrainer(EncoderTrainer):
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Give the Trainer the cross-entropy of one batch of MaskAndKeep; note it for the log."""
         encoder = self.model
         packed = encoder.hidden_states(inputs["input_ids"], inputs["attention_mask"])  # [T, H]
         labels = inputs["labels"][inputs["attention_mask"].bool()]  # [T]
