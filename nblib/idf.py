@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def count_df(
     Args:
         texts: documents, any iterable.
         tokenizer: fast tokenizer; whole documents are read, without special tokens.
-        batch_size: documents per batch.
+        batch_size: documents per batch; two batches are in memory at a time.
         progress: called with the number of documents seen so far.
 
     Returns:
@@ -43,16 +44,41 @@ def count_df(
     core = tokenizer.backend_tokenizer
     core.no_truncation()
     core.no_padding()
-    texts = iter(texts)
-    while batch := list(islice(texts, batch_size)):
-        for encoding in core.encode_batch_fast(batch, add_special_tokens=False):
-            df[np.unique(np.asarray(encoding.ids, dtype=np.int64))] += 1
-        n_docs += len(batch)
+    for encodings in _encoded(core, iter(texts), batch_size):
+        df += _batch_df(encodings, len(df))
+        n_docs += len(encodings)
         if progress:
             progress(n_docs)
     if n_docs == 0:
         raise ValueError("no documents to count; is the corpus empty?")
     return df, n_docs
+
+
+def _encoded(core, texts: Iterator[str], batch_size: int) -> Iterator[list]:
+    """Tokenize batch by batch; the next one runs in a thread while the caller reads and counts."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        ahead = None
+        while batch := list(islice(texts, batch_size)):
+            running = thread.submit(core.encode_batch_fast, batch, add_special_tokens=False)
+            if ahead:
+                yield ahead.result()
+            ahead = running
+        if ahead:
+            yield ahead.result()
+
+
+def _batch_df(encodings: list, vocab_size: int) -> np.ndarray:
+    """Count the documents of one batch per token id: [V] int64."""
+    lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
+    # One pass over all ids: a call of NumPy per document would cost more than the counting itself.
+    ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, lengths.sum())
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = sparse.csr_matrix((np.ones(len(ids), bool), ids, starts), shape=(len(lengths), vocab_size))
+    tokens = tokens.tocsc()  # a counting sort: the documents of a token side by side, in their order
+    occurrences = np.diff(tokens.indptr)
+    token = np.repeat(np.arange(vocab_size, dtype=np.int32), occurrences)
+    again = (np.diff(token) == 0) & (np.diff(tokens.indices) == 0)  # the same token of the same document
+    return occurrences - np.bincount(token[1:][again], minlength=vocab_size)
 
 
 def bm25_idf(df: np.ndarray, n_docs: int) -> np.ndarray:

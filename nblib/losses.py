@@ -1,41 +1,24 @@
-"""Ranking losses, the ensemble target and the sparsity penalty.
+"""Ranking losses, the ensemble target and their sum with the sparsity penalties.
 
-Letters: Q queries and D documents of one batch, V vocabulary. Every query is scored against every document
-of the batch, so in-batch and hard negatives are the same thing here: other columns of scores [Q, D].
+Letters: Q queries and D documents of one batch, P (query, positive) pairs, V vocabulary. Every query is
+scored against every document of the batch, so in-batch and hard negatives are the same thing here: other
+columns of scores [Q, D]. Where several processes train together, D_own documents are this process's, D those
+of all, and every process computes the loss of the whole batch (see nblib.distributed).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, relu, softmax
+
+from nblib import regularizers
+from nblib.distributed import gather_columns, sum_over_processes
 
 EPS = 1e-6  # floor of a teacher's range, so that equal scores give zeros and not NaN
-
-
-def flops_loss(reps: Tensor) -> Tensor:
-    """Penalise the expected multiplications of one query-document score.
-
-    sum over v of (mean over b of |reps[b, v]|)^2
-
-    Squaring the batch mean, not each weight, hits terms that fire in many documents: those make the long
-    posting lists that cost time at search.
-
-    Source: Paria et al. 2020 (arXiv:2004.05665), eq. 4; arXiv:2411.04403, eq. 3.
-
-    Args:
-        reps: [B, V] float, after log1p(relu(.)) pooling.
-
-    Returns:
-        scalar >= 0.
-
-    Raises:
-        ValueError: reps is not two-dimensional (token logits [B, L, V] are a common mistake).
-    """
-    if reps.ndim != 2:
-        raise ValueError(f"want pooled reps [B, V], got shape {tuple(reps.shape)}")
-    return reps.abs().mean(dim=0).square().sum()  # [B, V] -> [V] -> []
+RAMPED = ("flops", "l1", "idf_penalty", "df_flops")  # penalties that grow with the ramp
 
 
 def min_max(scores: Tensor) -> Tensor:
@@ -44,25 +27,30 @@ def min_max(scores: Tensor) -> Tensor:
     Source: arXiv:2411.04403, eq. 8.
 
     Args:
-        scores: [Q, D] one teacher's scores of each query's candidates.
+        scores: [Q, D] one teacher's scores of each query's candidates; NaN, a pair it did not score, stays
+            NaN and counts neither as minimum nor as maximum.
     """
-    low = scores.amin(dim=1, keepdim=True)
-    span = scores.amax(dim=1, keepdim=True) - low
-    return (scores - low) / span.clamp_min(EPS)
+    missing = scores.isnan()
+    low = scores.masked_fill(missing, torch.inf).amin(dim=1, keepdim=True)
+    high = scores.masked_fill(missing, -torch.inf).amax(dim=1, keepdim=True)
+    return (scores - low) / (high - low).clamp_min(EPS)
 
 
-def ensemble_scores(teachers: Sequence[Tensor], weights: Sequence[float], scale: float) -> Tensor:
+def ensemble_scores(
+    teachers: Sequence[Tensor], weights: Sequence[float], scale: float, normalise: bool = True
+) -> Tensor:
     """Add unlike teachers on one scale: S * sum_j w_j * min_max(s_j).
 
     Source: arXiv:2411.04403, eq. 9 (the paper takes the arithmetic mean: w_j = 1 / number of teachers).
 
     Args:
-        teachers: one [Q, D] tensor per teacher.
+        teachers: one [Q, D] tensor per teacher; NaN where it did not score a pair.
         weights: one weight per teacher.
         scale: S, the spread of the target; larger is sharper. 10 in pretraining, 30 in finetuning.
+        normalise: False adds the raw scores, sum_j w_j * s_j without S: the ablation of the paper's table 6.
 
     Returns:
-        [Q, D] between 0 and S * sum(weights).
+        [Q, D] between 0 and S * sum(weights) if normalised; NaN where any teacher has none.
 
     Raises:
         ValueError: no teacher, or the number of weights differs.
@@ -71,7 +59,10 @@ def ensemble_scores(teachers: Sequence[Tensor], weights: Sequence[float], scale:
         raise ValueError(
             f"want one weight per teacher, got {len(teachers)} teachers and {len(weights)} weights"
         )
-    return scale * sum(w * min_max(s) for w, s in zip(weights, teachers, strict=True))
+    pairs = list(zip(weights, teachers, strict=True))
+    if not normalise:
+        return sum(w * s for w, s in pairs)
+    return scale * sum(w * min_max(s) for w, s in pairs)
 
 
 def kl_distillation(student: Tensor, teacher: Tensor) -> Tensor:
@@ -81,9 +72,17 @@ def kl_distillation(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: [Q, D] scores with gradient.
-        teacher: [Q, D] target scores, already scaled.
+        teacher: [Q, D] target scores, already scaled; NaN, a pair without a score, is left out of both
+            softmaxes. A query with fewer than two scores has nothing to compare and is not in the mean.
     """
-    return kl_div(log_softmax(student, dim=1), softmax(teacher, dim=1), reduction="batchmean")
+    missing = teacher.isnan()
+    usable = (~missing).sum(dim=1, keepdim=True) > 1  # [Q, 1]
+    # A row of -inf alone would turn NaN, so the unusable ones become rows of 0, whose KL is 0.
+    student, teacher = (
+        s.masked_fill(missing, -torch.inf).masked_fill(~usable, 0.0) for s in (student, teacher)
+    )
+    kl = kl_div(log_softmax(student, dim=1), softmax(teacher, dim=1), reduction="none")  # [Q, D]
+    return kl.masked_fill(missing, 0.0).sum() / usable.sum().clamp_min(1)
 
 
 def info_nce(scores: Tensor, positives: Tensor, temperature: float) -> Tensor:
@@ -109,6 +108,54 @@ def info_nce(scores: Tensor, positives: Tensor, temperature: float) -> Tensor:
     return cross_entropy(torch.cat([own, others], dim=1), target)
 
 
+def _margins(scores: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
+    """Give s_p - s_n of every (query, positive) pair and document n, and which n are no positives: [P, D]."""
+    rows, columns = positives.nonzero(as_tuple=True)
+    return scores[rows, columns].unsqueeze(1) - scores[rows], ~positives[rows]
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return values.masked_fill(~mask, 0.0).sum() / mask.sum().clamp_min(1)
+
+
+def margin_mse(student: Tensor, teacher: Tensor, positives: Tensor) -> Tensor:
+    """Teach the student the teacher's distance between a positive and every other document.
+
+    mean over (positive p, other n) of ((s_p - s_n) - (t_p - t_n))^2
+
+    Source: Hofstaetter et al. 2020 (arXiv:2010.02666), eq. 2.
+
+    Args:
+        student: [Q, D] scores with gradient.
+        teacher: [Q, D] target scores on the student's scale; a pair in which either is NaN is left out.
+        positives: [Q, D] bool; another positive of the same query is no `other`.
+
+    Returns:
+        scalar; 0 if no pair is left.
+    """
+    target, others = _margins(teacher, positives)
+    pairs = others & ~target.isnan()
+    error = _margins(student, positives)[0] - target.masked_fill(~pairs, 0.0)
+    return _masked_mean(error.square(), pairs)
+
+
+def triplet_margin(scores: Tensor, positives: Tensor, margin: float) -> Tensor:
+    """Ask every positive to lead every other document by a margin: mean of relu(margin - s_p + s_n).
+
+    Source: Schroff et al. 2015 (arXiv:1503.03832), eq. 3, over all triplets of the batch.
+
+    Args:
+        scores: [Q, D].
+        positives: [Q, D] bool.
+        margin: in the unit of the scores; IDF-weighted products run to tens, cosines to 1.
+
+    Returns:
+        scalar; 0 if no (positive, other) pair is there.
+    """
+    lead, others = _margins(scores, positives)
+    return _masked_mean(relu(margin - lead), others)
+
+
 def lexical_loss(d_reps: Tensor, targets: Tensor, idf: Tensor) -> Tensor:
     """Pull the weights of a document's own tokens towards given ones; expansion terms are left alone.
 
@@ -119,14 +166,19 @@ def lexical_loss(d_reps: Tensor, targets: Tensor, idf: Tensor) -> Tensor:
     the penalty should remove. Not part of the paper.
 
     Args:
-        d_reps: [D, V] encoder output.
-        targets: [D, V] wanted weights; 0 where there is none.
+        d_reps: [D_own, V] encoder output.
+        targets: [D_own, V] wanted weights; 0 where there is none.
         idf: [V] query weights.
+
+    Returns:
+        scalar, over the documents of all processes.
     """
     own = targets > 0
     weight = idf.expand_as(targets)[own]
-    error = (d_reps[own] - targets[own]).square()
-    return (weight * error).sum() / weight.mean().clamp_min(EPS) / len(d_reps)
+    error = (weight * (d_reps[own] - targets[own]).square()).sum()
+    counts = [weight.sum(), own.sum().to(error), error.new_tensor(float(len(d_reps)))]
+    error, weights, tokens, documents = sum_over_processes(torch.stack([error, *counts]))
+    return error / (weights / tokens.clamp_min(1)).clamp_min(EPS) / documents
 
 
 def idf_vector(
@@ -152,8 +204,158 @@ def idf_vector(
     return idf
 
 
-class IDFAwareLoss(nn.Module):
-    """Ranking by IDF-weighted scores plus the FLOPS penalty: L = L_rank-idf + lambda * L_FLOPS.
+@dataclass(frozen=True)
+class LossWeights:
+    """How much each term adds to the loss, 0 leaves it out; below them, the settings of the terms.
+
+    kl, margin_mse, infonce, triplet, lexical: ranking terms. flops (lambda_flops), l1, idf_penalty, df_flops:
+    penalties, which grow with the ramp. anti_zero: against vanishing, at full strength from the first step.
+
+    temperature: of infonce. margin: of triplet. l0_threshold: documents with at most this many terms are free
+    of penalties. idf_alpha, idf_beta, special_penalty, stopword_penalty: of idf_penalty. df_alpha, df_beta:
+    of df_flops. See the functions of the same names.
+    """
+
+    kl: float = 1.0
+    margin_mse: float = 0.0
+    infonce: float = 0.0
+    triplet: float = 0.0
+    lexical: float = 0.0
+    flops: float = 0.0
+    l1: float = 0.0
+    anti_zero: float = 0.0
+    idf_penalty: float = 0.0
+    df_flops: float = 0.0
+    temperature: float = 1.0
+    margin: float = 0.3
+    l0_threshold: int = 0
+    idf_alpha: float = 2.5
+    idf_beta: float = 0.3
+    special_penalty: float = 100.0
+    stopword_penalty: float = 5.0
+    df_alpha: float = 0.1
+    df_beta: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not value >= 0:
+                raise ValueError(f"{name} is {value}; want a number of at least 0")
+        if self.temperature == 0:
+            raise ValueError("temperature is 0; the scores are divided by it")
+
+
+class SparseLoss(nn.Module):
+    """Weighted sum of ranking terms and sparsity penalties over the documents of all processes.
+
+    Source: L = L_rank-idf + lambda * L_FLOPS (arXiv:2411.04403, eq. 6) is kl and flops alone.
+
+    Args:
+        idf: [V] query weights.
+        weights: what adds to the loss, and how much.
+        special_ids: special tokens, for idf_penalty.
+        stop_ids: stop tokens, for idf_penalty.
+    """
+
+    def __init__(
+        self,
+        idf: Tensor,
+        weights: LossWeights,
+        special_ids: Sequence[int] = (),
+        stop_ids: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.register_buffer("idf", torch.as_tensor(idf, dtype=torch.float32), persistent=False)
+        if weights.idf_penalty:
+            penalty = regularizers.idf_penalty_weights(
+                self.idf,
+                special_ids,
+                weights.idf_alpha,
+                weights.special_penalty,
+                stop_ids,
+                weights.stopword_penalty,
+            )
+            self.register_buffer("idf_weight", penalty, persistent=False)
+
+    def forward(
+        self,
+        q_reps: Tensor,
+        d_reps: Tensor,
+        positives: Tensor,
+        teacher: Tensor | None = None,
+        lexical: Tensor | None = None,
+        share: float = 1.0,
+    ) -> dict[str, Tensor]:
+        """Compute the loss terms of one batch; every process gets the same values.
+
+        Args:
+            q_reps: [Q, V] all queries of the batch.
+            d_reps: [D_own, V] encoder output of this process's documents.
+            positives: [Q, D] bool.
+            teacher: [Q, D] scaled target scores, NaN where there is none, or None for no distillation.
+            lexical: [D_own, V] targets of lexical_loss.
+            share: 0..1, where the ramp of the penalties stands.
+
+        Returns:
+            "loss", "flops" and every term of a weight above 0: scalars, each before its weight but "loss".
+
+        Raises:
+            ValueError: a term lacks its input, or none is left.
+        """
+        with torch.autocast(d_reps.device.type, enabled=False):
+            d_reps = d_reps.float()
+            terms = self._ranking_terms(_scores(q_reps, d_reps), positives, teacher)
+            if self.weights.lexical:
+                terms["lexical"] = lexical_loss(d_reps, _given(lexical, "lexical"), self.idf)
+            terms |= self._penalties(d_reps)
+        strength = {name: getattr(self.weights, name) for name in terms}
+        parts = [w * terms[n] * (share if n in RAMPED else 1.0) for n, w in strength.items() if w]
+        if not parts:
+            raise ValueError("no loss term is left: give teacher scores or a weight above 0 to another term")
+        return {"loss": sum(parts), **terms}
+
+    def _ranking_terms(self, scores: Tensor, positives: Tensor, teacher: Tensor | None) -> dict[str, Tensor]:
+        weights, terms = self.weights, {}
+        if weights.kl and teacher is not None:
+            terms["kl"] = kl_distillation(scores, teacher)
+        if weights.margin_mse:
+            terms["margin_mse"] = margin_mse(scores, _given(teacher, "margin_mse"), positives)
+        if weights.infonce:
+            terms["infonce"] = info_nce(scores, positives, weights.temperature)
+        if weights.triplet:
+            terms["triplet"] = triplet_margin(scores, positives, weights.margin)
+        return terms
+
+    def _penalties(self, d_reps: Tensor) -> dict[str, Tensor]:
+        weights = self.weights
+        activity = regularizers.mean_activity(d_reps, weights.l0_threshold)
+        terms = {"flops": regularizers.flops(activity)}
+        if weights.l1:
+            terms["l1"] = regularizers.l1(activity)
+        if weights.idf_penalty:
+            terms["idf_penalty"] = regularizers.idf_penalty(activity, self.idf_weight, weights.idf_beta)
+        if weights.df_flops:
+            df_share = regularizers.document_frequency(d_reps)
+            terms["df_flops"] = regularizers.df_flops(activity, df_share, weights.df_alpha, weights.df_beta)
+        if weights.anti_zero:
+            whole = regularizers.mean_activity(d_reps) if weights.l0_threshold else activity
+            terms["anti_zero"] = regularizers.anti_zero(whole)
+        return terms
+
+
+def _scores(q_reps: Tensor, d_reps: Tensor) -> Tensor:
+    """Score all queries against the documents of all processes: [Q, V], [D_own, V] -> [Q, D]."""
+    return gather_columns(q_reps.float() @ d_reps.float().T)
+
+
+def _given(value: Tensor | None, term: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"the weight of {term} is above 0 but its target scores or weights are not given")
+    return value
+
+
+class IDFAwareLoss(SparseLoss):
+    """SparseLoss under the names of guide 002: queries are 0/1 bags and IDF is multiplied in here.
 
     s(q, d) = sum_t idf(t) q_t d_t (eq. 5); the penalty itself is uniform over terms (eq. 3). Where IDF is
     high the ranking gradient outweighs the penalty and the term stays; where it is low the term goes (eq. 7).
@@ -169,6 +371,7 @@ class IDFAwareLoss(nn.Module):
         infonce_weight: weight of a contrastive term on the judged positives; 0 leaves it out.
         temperature: of that term.
         lexical_weight: weight of lexical_loss; 0 leaves it out.
+        weights: all weights at once, in place of the four above.
     """
 
     def __init__(
@@ -181,18 +384,22 @@ class IDFAwareLoss(nn.Module):
         infonce_weight: float = 0.0,
         temperature: float = 1.0,
         lexical_weight: float = 0.0,
+        weights: LossWeights | None = None,
     ) -> None:
-        super().__init__()
-        self.register_buffer("idf", idf_vector(idf_weights, vocab_size, default_idf), persistent=False)
-        self.lambda_flops = lambda_flops
-        self.infonce_weight = infonce_weight
-        self.temperature = temperature
-        self.lexical_weight = lexical_weight
+        weights = weights or LossWeights(
+            flops=lambda_flops, infonce=infonce_weight, temperature=temperature, lexical=lexical_weight
+        )
+        super().__init__(idf_vector(idf_weights, vocab_size, default_idf), weights)
         self.to(device)
 
+    @property
+    def lambda_flops(self) -> float:
+        """Full strength of the FLOPS penalty."""
+        return self.weights.flops
+
     def scores(self, q_bags: Tensor, d_reps: Tensor) -> Tensor:
-        """Score every query against every document: [Q, V] 0/1 bags and [D, V] reps -> [Q, D] (eq. 5)."""
-        return (q_bags * self.idf) @ d_reps.float().T
+        """Score every query against every document: [Q, V] 0/1 bags and [D_own, V] reps -> [Q, D] (eq. 5)."""
+        return _scores(q_bags * self.idf, d_reps)
 
     def forward(
         self,
@@ -207,21 +414,14 @@ class IDFAwareLoss(nn.Module):
 
         Args:
             q_bags: [Q, V] 1.0 for a token of the query.
-            d_reps: [D, V] encoder output.
+            d_reps: [D_own, V] encoder output.
             teacher: [Q, D] scaled target scores, or None for no distillation.
             positives: [Q, D] bool.
             lambda_share: 0..1, where the ramp stands.
-            lexical: [D, V] targets of lexical_loss, or None.
+            lexical: [D_own, V] targets of lexical_loss, or None.
 
         Returns:
-            {"loss", "kl", "infonce", "flops", "lexical"} scalars, each before its weight but "loss".
+            What SparseLoss returns; "kl", "infonce" and "lexical" are 0 where they are not computed.
         """
-        scores = self.scores(q_bags, d_reps)
-        zero = scores.new_zeros(())
-        kl = kl_distillation(scores, teacher) if teacher is not None else zero
-        infonce = info_nce(scores, positives, self.temperature) if self.infonce_weight else zero
-        own = lexical_loss(d_reps.float(), lexical, self.idf) if lexical is not None else zero
-        flops = flops_loss(d_reps.float())
-        loss = kl + self.infonce_weight * infonce + self.lexical_weight * own
-        loss = loss + self.lambda_flops * lambda_share * flops
-        return {"loss": loss, "kl": kl, "infonce": infonce, "flops": flops, "lexical": own}
+        terms = super().forward(q_bags * self.idf, d_reps, positives, teacher, lexical, lambda_share)
+        return dict.fromkeys(("kl", "infonce", "lexical"), terms["loss"].new_zeros(())) | terms

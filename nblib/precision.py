@@ -1,4 +1,4 @@
-"""Which number format this machine multiplies in, and the attention that is fastest in it."""
+"""Which number format and kernels this machine multiplies fastest with: measured, as flags say too little."""
 
 import time
 from collections.abc import Iterator
@@ -10,15 +10,15 @@ import torch
 
 from nblib.model.encoder import NeuralSparseEncoder
 
-GAIN = 1.5  # bf16 must beat fp32 by this factor; machines lie near 4 or 2 (bf16 units) or near 0.3 (emulated)
+GAIN = 1.5  # another format or kernel must be faster by this factor; machines lie well off it on either side
+SAME = 1e-5  # fp32 kernels may differ by this much, relative to the largest value; bf16 inputs differ by 1e-3
 
 
 def resolve_precision(name: str) -> str:
     """Turn "auto" into what the machine multiplies fastest: fp32, bf16 or fp16.
 
-    On a CPU this is measured, in some 10 to 100 ms once per process: flags promise less than they tell. Seen
-    on 2 cores of AVX-512 machines: with bf16 units 1,000 GFLOP/s in bf16 and 235 in fp32, without them 50
-    and 130.
+    On a CPU this is measured, in some 10 to 100 ms once per process. Seen on 2 cores of AVX-512 machines:
+    with bf16 units 1,000 GFLOP/s in bf16 and 235 (MKL) or 530 (oneDNN) in fp32, without them 50 and 130.
     """
     if name != "auto":
         return name
@@ -28,41 +28,71 @@ def resolve_precision(name: str) -> str:
 
 
 @cache
-def bf16_gain(rows: int = 512, width: int = 384, repeats: int = 7) -> float:
-    """Measure how much faster this CPU multiplies [rows, width] x [width, 4 width] in bf16 than in fp32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        hidden, weight = torch.ones(rows, width, dtype=dtype), torch.ones(4 * width, width, dtype=dtype)
-        times = []
-        for _ in range(repeats + 2):
-            start = time.perf_counter()
-            torch.nn.functional.linear(hidden, weight)
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = median(times[2:])  # the first two set up threads and kernels
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+def gemm_rates() -> dict[str, float]:
+    """Measure matrix products on this CPU: {"fp32", "fp32_onednn", "bf16"} in FLOP/s.
+
+    "fp32_onednn" is 0 where that kernel rounds its inputs (oneDNN does on processors with AMX).
+    """
+    rates = {"fp32": _rate(torch.float32), "bf16": _rate(torch.bfloat16)}
+    left, right = torch.randn(64, 384), torch.randn(384, 64)
+    plain = left @ right
+    with _matmul_precision("medium"):
+        same = (left @ right - plain).abs().max() < SAME * plain.abs().max()
+        rates["fp32_onednn"] = _rate(torch.float32) if same else 0.0
+    return rates
+
+
+def _rate(dtype: torch.dtype, rows: int = 512, width: int = 384, repeats: int = 7) -> float:
+    """Time [rows, width] x [width, 4 width]: FLOP/s, median."""
+    hidden, weight = torch.ones(rows, width, dtype=dtype), torch.ones(4 * width, width, dtype=dtype)
+    times = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        torch.nn.functional.linear(hidden, weight)
+        times.append(time.perf_counter() - start)
+    return 8 * rows * width**2 / median(times[2:])  # the first two set up threads and kernels
+
+
+def bf16_gain() -> float:
+    """Say how much faster this CPU multiplies in bf16 than in its faster fp32."""
+    rates = gemm_rates()
+    return rates["bf16"] / max(rates["fp32"], rates["fp32_onednn"])
+
+
+def prefers_onednn() -> bool:
+    """Say whether fp32 products run on a CPU whose oneDNN is much faster than MKL, with the same values."""
+    return not torch.cuda.is_available() and gemm_rates()["fp32_onednn"] > GAIN * gemm_rates()["fp32"]
 
 
 @contextmanager
-def quick_fp32() -> Iterator[None]:
-    """Let a CPU multiply fp32 by oneDNN instead of MKL for the length of the block; for encoding, not export.
-
-    MKL is slow on some processors: on 2 cores of an AMD EPYC this encoded documents of 512 tokens 1.6 times
-    as fast, with weights equal to 1e-5. Where the CPU has AMX, oneDNN may round the inputs to bf16.
-    """
+def _matmul_precision(name: str) -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
-    if not torch.cuda.is_available():
-        torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(name)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def choose_attention(encoder: NeuralSparseEncoder, precision: str) -> None:
-    """Give the backbone the attention that trains fastest.
+@contextmanager
+def quick_fp32() -> Iterator[None]:
+    """Let a CPU multiply fp32 by the faster of MKL and oneDNN for the length of the block; not for export.
 
-    torch's fused attention for CPUs is slow backwards in bf16: 8 documents of 128 tokens and 12 heads took
-    12.7 ms forwards and backwards, the plain products 2.9; in fp32 6.3 and 16.0.
+    MKL is slow on processors of another maker: on 2 cores of an AMD EPYC oneDNN is 2.2 times as fast.
     """
-    if encoder.device.type == "cpu" and precision == "bf16":
+    with _matmul_precision("medium" if prefers_onednn() else torch.get_float32_matmul_precision()):
+        yield
+
+
+def choose_kernels(encoder: NeuralSparseEncoder, precision: str) -> None:
+    """Give the encoder the attention and the head that run fastest in this format on its device.
+
+    torch's fused attention for CPUs is slow in bf16 and under oneDNN: 8 documents of 128 tokens and 12 heads
+    took 12.7 ms forwards and backwards in bf16, the plain products 2.9; in fp32 by oneDNN 17 ms backwards
+    against 2. In fp32 by MKL it is the faster one (6.3 against 16.0).
+    """
+    if encoder.device.type != "cpu":
+        return
+    if precision == "bf16" or prefers_onednn():
         encoder.mlm.set_attn_implementation("eager")
+    encoder.screen = precision == "fp32" and bf16_gain() > GAIN

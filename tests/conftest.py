@@ -8,7 +8,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from nblib.backbones import make_tiny_bert  # noqa: E402
-from nblib.data.formats import document_text, read_beir  # noqa: E402
+from nblib.data.formats import document_text, read_beir, write_beir  # noqa: E402
+from nblib.data.negatives import mine_negatives  # noqa: E402
 from nblib.files import ROOT  # noqa: E402
 
 ENGLISH = ROOT / "tests" / "data" / "english"
@@ -25,3 +26,12 @@ def english_texts() -> list[str]:
 def tiny_backbone(tmp_path_factory, english_texts):
     """Folder of a two-layer BERT with a vocabulary trained on the English documents."""
     return make_tiny_bert(tmp_path_factory.mktemp("backbone"), english_texts, vocab_size=600)
+
+
+@pytest.fixture(scope="session")
+def mined_set(tmp_path_factory):
+    """Folder of the hand-written English set with mined negatives."""
+    folder = tmp_path_factory.mktemp("set")
+    beir = read_beir(ENGLISH)
+    write_beir(folder, beir, mine_negatives(beir, 2, 10, "english", 13))
+    return folder

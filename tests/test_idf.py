@@ -40,6 +40,40 @@ def test_df_counts_a_document_once(tok):
     assert n_docs == 3 and df[ids].tolist() == [1, 2, 1] and df.sum() == 4
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_df_is_the_plain_definition(tok, batch_size):
+    words = np.random.default_rng(0).choice(["the", "cat", "unhappily", "2,5", "naïve", "서울", "zzyzx"], 80)
+    texts = [" ".join(part) for part in np.split(words, 16)] + ["", "  ", "cat cat cat", ""]
+    want = np.zeros(len(tok), dtype=np.int64)
+    for text in texts:
+        want[list(set(tok(text, add_special_tokens=False)["input_ids"]))] += 1
+    df, n_docs = idf.count_df(texts, tok, batch_size)
+    assert n_docs == 20 and df.dtype == np.int64 and (df == want).all() and want.max() > 3
+
+
+def test_documents_without_tokens_are_documents(tok):
+    df, n_docs = idf.count_df(["", " "], tok)
+    assert n_docs == 2 and df.sum() == 0
+
+
+def test_a_token_of_all_documents_of_a_full_batch(tok):
+    df, _ = idf.count_df(["cat dog cat"] * 300 + ["dog"] * 10, tok, batch_size=300)
+    assert df[tok.convert_tokens_to_ids(["cat", "dog"])].tolist() == [300, 310]
+
+
+def test_the_corpus_is_read_as_it_is_counted(tok):
+    read, ahead = 0, []
+
+    def texts():
+        nonlocal read
+        for _ in range(100):
+            read += 1
+            yield "cat"
+
+    df, _ = idf.count_df(texts(), tok, 10, progress=lambda done: ahead.append(read - done))
+    assert df.sum() == 100 and len(ahead) == 10 and max(ahead) <= 10, "one batch ahead of the counting"
+
+
 def test_long_documents_are_counted_to_the_end(tok):
     df, _ = idf.count_df(["cat " * 600 + "dog"], tok)
     assert df[tok.convert_tokens_to_ids("dog")] == 1, "the tokenizer's truncation must be off"

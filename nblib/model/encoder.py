@@ -1,30 +1,54 @@
-"""Document encoder: a masked-LM whose logits become one weight per vocabulary term.
+"""Encoder of texts: a masked-LM whose logits become one weight per vocabulary term.
 
 w_j(d) = max over positions i of log(1 + relu(z_ij)), special tokens 0 (SPLADE-max, arXiv:2109.10086).
 
 Letters: B documents, L tokens, H hidden size, V vocabulary.
 """
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nblib.backbones import load, load_tokenizer
 from nblib.files import read_json, write_json
-from nblib.model.head import max_logits
+from nblib.model.head import activate, max_logits, sum_weights
 
 CONFIG = "sparse_config.json"
-CPU_SLICE = 8  # documents that go through the backbone together on a CPU
+CPU_SLICE = 8  # documents of unlike length that go through the backbone together on a CPU
 
 
 def _identity(hidden: Tensor) -> Tensor:
     return hidden
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How the logits of a text's positions become weights; the names are those of sentence-transformers.
+
+    strategy: "max", or "sum" over the positions. activation: "relu" for log1p(relu(z)), "log1p_relu" for
+    log1p of that again. activation_threshold: weights below it are 0.
+    """
+
+    strategy: str = "max"
+    activation: str = "relu"
+    activation_threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.strategy not in ("max", "sum"):
+            raise ValueError(f'pooling strategy {self.strategy!r}: want "max" or "sum"')
+        if self.activation not in ("relu", "log1p_relu"):
+            raise ValueError(f'activation {self.activation!r}: want "relu" or "log1p_relu"')
+        if not self.activation_threshold >= 0:
+            raise ValueError(f"activation_threshold {self.activation_threshold}: want 0 or more")
 
 
 class NeuralSparseEncoder(nn.Module):
@@ -39,13 +63,19 @@ class NeuralSparseEncoder(nn.Module):
         use_relu: kept for the guides' signature; False is refused, since without relu every weight is
             non-zero and nothing can be indexed.
         fresh_head: accept a backbone whose masked-LM head is not in its weights (03_pretrain warms it up).
+        pooling: how logits become weights.
 
     Raises:
         ValueError: use_relu is False, the head is freshly initialised, or max_length exceeds the positions.
     """
 
     def __init__(
-        self, model_name: str, max_length: int = 256, use_relu: bool = True, fresh_head: bool = False
+        self,
+        model_name: str,
+        max_length: int = 256,
+        use_relu: bool = True,
+        fresh_head: bool = False,
+        pooling: Pooling | None = None,
     ) -> None:
         from transformers import AutoModelForMaskedLM
 
@@ -69,6 +99,10 @@ class NeuralSparseEncoder(nn.Module):
             )
         self.max_length = max_length
         self.use_relu = use_relu
+        self.pooling = pooling or Pooling()
+        self.mini_batch = 0  # documents per slice that the backward pass computes anew; 0 keeps all in memory
+        self.screen = False  # see max_logits; nblib.precision sets it where it pays
+        self.adapters: tuple = ()  # peft's view of the backbone, see nblib.model.lora; not a submodule
         # The tokenizer's ids only: embeddings may be padded to a multiple of 64, and those rows mean nothing.
         self.vocab_size = len(self.tokenizer)
         self.special_ids = sorted(set(self.tokenizer.all_special_ids))
@@ -105,23 +139,38 @@ class NeuralSparseEncoder(nn.Module):
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Run backbone and head transform: [B, L] ids and mask -> [T, H] inputs of the decoder, packed.
 
-        On a CPU the batch goes through in slices of like length, which saves most of the padding. The
+        The batch goes through in slices where that saves memory or padding. With `mini_batch`, a slice keeps
+        nothing for the backward pass, which computes it again with the same dropout (GradCache,
+        arXiv:2101.06983): memory follows the slice, and the gradient is that of the whole batch. The
         documents come out in the order of `attention_mask`, token after token.
         """
-        if self.device.type != "cpu":
-            hidden = self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits  # [B, L, H]
-            return hidden[attention_mask.bool()]
         lengths = attention_mask.sum(dim=1)
-        order = lengths.argsort(stable=True)
-        parts: list[Tensor] = [None] * len(order)
-        for rows in order.split(CPU_SLICE):
-            longest = int(lengths[rows[-1]])
-            mask = attention_mask[rows, :longest]
-            hidden = self.mlm(input_ids=input_ids[rows, :longest], attention_mask=mask).logits
+        parts: list[Tensor] = [None] * len(lengths)
+        for rows in self._slices(lengths):
+            longest = int(lengths[rows].max())
+            ids, mask = input_ids[rows, :longest], attention_mask[rows, :longest]
+            if self.mini_batch and torch.is_grad_enabled():
+                hidden = checkpoint(self._backbone, ids, mask, use_reentrant=False)
+            else:
+                hidden = self._backbone(ids, mask)  # [slice, longest, H]
             pieces = hidden[mask.bool()].split(lengths[rows].tolist())
             for row, piece in zip(rows.tolist(), pieces, strict=True):
                 parts[row] = piece
         return torch.cat(parts)  # [T, H]
+
+    def _backbone(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits
+
+    def _slices(self, lengths: Tensor) -> Sequence[Tensor]:
+        """Cut a batch into rows that go through the backbone together.
+
+        On a CPU documents of like length share a slice, since a kernel over padding costs as much as one over
+        tokens; documents that are all of one length need no cut.
+        """
+        on_cpu = self.device.type == "cpu" and bool((lengths != lengths[0]).any())
+        size = min(filter(None, (self.mini_batch, CPU_SLICE if on_cpu else 0)), default=len(lengths))
+        order = lengths.argsort(stable=True) if size < len(lengths) else torch.arange(len(lengths))
+        return order.split(size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Encode one batch.
@@ -134,9 +183,17 @@ class NeuralSparseEncoder(nn.Module):
             d_reps: [B, V] float, >= 0; special tokens 0.
         """
         packed = self.hidden_states(input_ids, attention_mask)  # [T, H]
+        lengths = attention_mask.sum(dim=1).tolist()
         weight, bias = self.decoder.weight[: self.vocab_size], self.decoder_bias()[: self.vocab_size]
-        logits = max_logits(packed, attention_mask.sum(dim=1).tolist(), weight, bias)  # [T, H] -> [B, V]
-        return torch.log1p(torch.relu(logits)) * self.term_mask
+        if self.pooling.strategy == "max":
+            screen = self.screen and not torch.is_autocast_enabled(packed.device.type)
+            top = max_logits(packed, lengths, weight, bias, screen)  # [T, H] -> [B, V]
+            reps = activate(top, self.pooling.activation)
+        else:
+            reps = sum_weights(packed, lengths, weight, bias, self.pooling.activation)
+        if self.pooling.activation_threshold:
+            reps = reps * (reps >= self.pooling.activation_threshold)
+        return reps * self.term_mask
 
     def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Turn texts into unpadded ids, cut at max_length. Raises ValueError on an empty text."""
@@ -212,6 +269,8 @@ class NeuralSparseEncoder(nn.Module):
         """
         folder = Path(folder)
         with self.plain_mlm() as mlm:
+            for adapted in self.adapters:
+                mlm = copy.deepcopy(adapted).merge_and_unload()
             mlm.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         state = self.mlm.state_dict()
@@ -219,7 +278,8 @@ class NeuralSparseEncoder(nn.Module):
         base = self.mlm.base_model_prefix + "."
         own = {n for n, p in self.mlm.named_parameters() if not n.startswith(base) and id(p) not in tied}
         torch.save({n: state[n].cpu() for n in own}, folder / "neural_sparse_head.pt")
-        write_json(folder / CONFIG, {"max_length": self.max_length, "use_relu": self.use_relu})
+        config = {"max_length": self.max_length, "use_relu": self.use_relu, "pooling": asdict(self.pooling)}
+        write_json(folder / CONFIG, config)
 
     @classmethod
     def load(cls, folder: str | Path, max_length: int | None = None) -> "NeuralSparseEncoder":
@@ -231,7 +291,8 @@ class NeuralSparseEncoder(nn.Module):
         if not os.path.exists(Path(folder) / CONFIG):
             raise FileNotFoundError(f"{folder} holds no {CONFIG}; run 03_pretrain or 04_finetune first")
         config = read_json(Path(folder) / CONFIG)
-        return cls(str(folder), max_length or config["max_length"], config["use_relu"])
+        pooling = Pooling(**config.get("pooling", {}))
+        return cls(str(folder), max_length or config["max_length"], config["use_relu"], pooling=pooling)
 
 
 def pad(ids: list[list[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -1,37 +1,55 @@
-"""Training rows and batches: which queries meet which documents.
+"""Training rows: which queries meet which documents, of one built set or of several together.
 
-Letters: Q queries and D documents of one batch, K negatives per query, V vocabulary.
+Letters: N rows, Q queries and D documents of a set, K negatives per query, R lines of train_rows.jsonl,
+T documents that they name, one line after the other.
 """
 
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from scipy import sparse
 from torch.utils.data import Dataset
 
-from nblib.data.formats import document_text, read_beir
-from nblib.idf import token_matrix
-from nblib.model.encoder import pad
+from nblib.data.difficulty import CLASSES, classify_difficulty
+from nblib.data.formats import HEADER, document_text, parse_document, read_beir
+from nblib.data.lines import Checker, DataError, read_lines, text_field, with_gz
+from nblib.train.collator import Collator, Lists, PairScores, Rows, Sets, lexical_targets
+from nblib.train.tokens import JoinedTexts, JsonlTexts, id_key, index_jsonl
+
+__all__ = ["Collator", "TrainingSet", "lexical_targets", "load_training_set"]
 
 
-@dataclass
+@dataclass(eq=False)
 class TrainingSet(Dataset):
-    """Queries, documents and rows of one built set; an item is a row of positions in the two lists.
+    """Queries, documents and rows of one built set or several; an item is a row of positions in both.
 
-    queries: texts. documents: texts. rows: (query, positive, negatives) positions.
-    positives_of: query -> all its positives. queries_of: document -> the queries it answers.
+    queries, documents: texts, a list or a sequence that reads them from a file. rows: (query, positive,
+    negatives) positions. positives_of: query -> all its positives. queries_of: document -> the queries it
+    answers. scores_of: the scores that the rows give, None if they give none. source: [N] number of each
+    row's set in source_names. difficulty: [N] position in nblib.data.difficulty.CLASSES, if asked for.
     """
 
-    queries: list[str]
-    documents: list[str]
-    rows: list[tuple[int, int, list[int]]]
-    positives_of: dict[int, set[int]]
-    queries_of: dict[int, list[int]]
+    queries: Sequence[str]
+    documents: Sequence[str]
+    rows: Rows
+    positives_of: Sets
+    queries_of: Lists
+    scores_of: PairScores | None = None
+    source: np.ndarray | None = None
+    source_names: list[str] = field(default_factory=list)
+    difficulty: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows if isinstance(self.rows, Rows) else Rows.of(self.rows)
+        if not isinstance(self.positives_of, Sets):
+            self.positives_of = Sets.from_mapping(self.positives_of, len(self.queries))
+        if not isinstance(self.queries_of, Lists):
+            self.queries_of = Lists.from_mapping(self.queries_of, len(self.documents))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -40,158 +58,331 @@ class TrainingSet(Dataset):
         return self.rows[i]
 
 
-def load_training_set(folder: str | Path, num_hard_negatives: int, max_docs: int = 0) -> TrainingSet:
-    """Read a set that 01_data_prep built and keep what training touches.
+def load_training_set(
+    folder: str | Path | Mapping[str, str | Path],
+    num_hard_negatives: int,
+    max_docs: int = 0,
+    *,
+    hard_negative_ratio: float = 1.0,
+    negative_seed: int = 0,
+    difficulty: bool = False,
+    lazy: bool = False,
+) -> TrainingSet:
+    """Read a set that 01_data_prep built, or several, and keep what training touches.
 
     Args:
-        folder: BEIR folder with train_rows.jsonl (kd-ids rows: positives first, then mined negatives).
+        folder: BEIR folder with train_rows.jsonl (kd-ids rows: positives first, then mined negatives); or
+            {name: folder} for several sets, whose texts stay apart.
         num_hard_negatives: K kept per row; the mined order is kept.
-        max_docs: keep rows, in the order of their ids' hashes, until they hold this many documents; 0 keeps
-            all. So runs of any seed share their documents, and with them the teacher's cache. Every query
-            with a positive among them stays, as a companion where its negatives are not all there.
+        max_docs: keep rows, in the order of their ids' hashes, until they hold this many documents of each
+            set; 0 keeps all. So runs of any seed share their documents, and with them the teacher's cache.
+            Every query with a positive among them stays: a companion where its negatives are not all there.
+        hard_negative_ratio: share of the K negatives that are mined ones. The others are drawn at random from
+            the corpus, the same in every epoch: easier, but hardly ever a relevant document that nobody
+            judged, as a mined one may be.
+        negative_seed: of that draw, which depends on it and the query's id alone.
+        difficulty: also class each row by the words that query and positive share.
+        lazy: leave the texts in corpus.jsonl and queries.jsonl, for sets larger than memory.
 
     Returns:
         The set, with only the queries and documents that its rows name.
 
     Raises:
         FileNotFoundError: 01_data_prep has not built the set or its rows.
-        ValueError: no row, or rows without negatives where K is above 0.
+        ValueError: no row, rows without negatives where K is above 0, a line or id that cannot be used.
     """
-    folder = Path(folder)
+    if not 0 <= hard_negative_ratio <= 1:
+        raise ValueError(f"hard_negative_ratio is {hard_negative_ratio}; want 0 to 1")
+    mined = int(num_hard_negatives * hard_negative_ratio + 0.5)
+    folders = folder if isinstance(folder, Mapping) else {Path(folder).name: folder}
+    if not folders:
+        raise ValueError("no set to train on; name at least one folder")
+    sets = []
+    for place in map(Path, folders.values()):
+        named = _named(place, mined, num_hard_negatives - mined, negative_seed, lazy)
+        sets.append(_trainable(named, max_docs, bool(num_hard_negatives)))
+    data = sets[0] if len(sets) == 1 else _join(sets)
+    data.source = np.repeat(np.arange(len(sets), dtype=np.int16), [len(s) for s in sets])
+    data.source_names = list(folders)
+    if difficulty:
+        pairs = zip(data.rows.query.tolist(), data.rows.positive.tolist(), strict=True)
+        classes = (classify_difficulty(data.queries[q], data.documents[p]) for q, p in pairs)
+        data.difficulty = np.fromiter(map(CLASSES.index, classes), np.int8, len(data))
+    return data
+
+
+class _Ids:
+    """Positions of ids by their keys."""
+
+    def __init__(self, keys: np.ndarray) -> None:
+        self.order = np.argsort(keys)
+        self.sorted = keys[self.order]
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """Give the position of each key; -1 where it is unknown."""
+        place = np.searchsorted(self.sorted, keys).clip(max=len(self.sorted) - 1)
+        return np.where(self.sorted[place] == keys, self.order[place], -1)
+
+
+@dataclass
+class _Folder:
+    """A BEIR folder by position. positives: sorted query * D + document of each relevant pair."""
+
+    documents: Sequence[str]
+    queries: Sequence[str]
+    doc_ids: _Ids
+    query_ids: _Ids
+    positives: np.ndarray
+
+    def relevant(self, queries: np.ndarray, docs: np.ndarray) -> np.ndarray:
+        """Tell which pairs are judged relevant: [n] bool."""
+        if not len(self.positives):
+            return np.zeros(len(docs), dtype=bool)
+        pairs = queries * len(self.documents) + docs
+        place = np.searchsorted(self.positives, pairs).clip(max=len(self.positives) - 1)
+        return self.positives[place] == pairs
+
+
+def _open_folder(folder: Path, lazy: bool) -> _Folder:
+    if lazy:
+        doc_keys, documents = index_jsonl(_plain(folder / "corpus.jsonl"), _document)
+        query_keys, queries = index_jsonl(_plain(folder / "queries.jsonl"), _query)
+        judged = _stream_qrels(with_gz(folder / "qrels" / "train.tsv"))
+    else:
+        beir = read_beir(folder)
+        if "train" not in beir.qrels:
+            raise FileNotFoundError(f"{folder} has no qrels/train.tsv: choose a set with a train split")
+        documents, queries = [document_text(d) for d in beir.corpus.values()], list(beir.queries.values())
+        doc_keys, query_keys = _keys(beir.corpus), _keys(beir.queries)
+        pairs = [(q, d) for q, docs in beir.qrels["train"].items() for d, grade in docs.items() if grade > 0]
+        judged = _keys(q for q, _ in pairs), _keys(d for _, d in pairs)
+    doc_ids, query_ids = _Ids(doc_keys), _Ids(query_keys)
+    q, d = query_ids.find(judged[0]), doc_ids.find(judged[1])
+    if min(q.min(initial=0), d.min(initial=0)) < 0:
+        raise DataError(f"{folder}/qrels/train.tsv names an id that the set does not have; build it anew")
+    return _Folder(documents, queries, doc_ids, query_ids, np.sort(q * len(documents) + d))
+
+
+def _keys(ids) -> np.ndarray:
+    return np.fromiter(map(id_key, ids), np.uint64)
+
+
+def _document(row: dict[str, Any]) -> str:
+    return document_text(parse_document(row))
+
+
+def _query(row: dict[str, Any]) -> str:
+    return text_field(row, "text")
+
+
+def _plain(file: Path) -> Path:
+    if not file.exists() and with_gz(file) != file:
+        raise ValueError(
+            f"{with_gz(file)} cannot be read in any order: unpack it with gunzip, or set lazy=False"
+        )
+    return with_gz(file)
+
+
+def _stream_qrels(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the keys of the relevant pairs line by line."""
+    queries, docs = array("Q"), array("Q")
+    for number, line in read_lines(Checker(file, strict=True, problems=None)):
+        parts = line.split("\t")
+        if parts == HEADER:
+            continue
+        if len(parts) != 3 or not parts[2].isdigit():
+            raise DataError(
+                f'{file}, line {number}: "{line[:60]}" is not query, document and grade between tabs'
+            )
+        if int(parts[2]) > 0:
+            queries.append(id_key(parts[0]))
+            docs.append(id_key(parts[1]))
+    return np.array(queries, dtype=np.uint64), np.array(docs, dtype=np.uint64)
+
+
+@dataclass
+class _Named:
+    """What the lines of train_rows.jsonl name, sorted by the hash of the query's id, positives first.
+
+    query: [R] position. row: [T] line. docs: [T] position. relevant: [T] bool. scores: [T], NaN = none.
+    """
+
+    folder: _Folder
+    file: Path
+    query: np.ndarray
+    row: np.ndarray
+    docs: np.ndarray
+    relevant: np.ndarray
+    scores: np.ndarray
+
+    def pick(self, where: np.ndarray) -> None:
+        """Keep, or bring into another order, what `where` says."""
+        for name in ("row", "docs", "relevant", "scores"):
+            setattr(self, name, getattr(self, name)[where])
+
+
+def _named(folder: Path, mined: int, drawn: int, seed: int, lazy: bool) -> _Named:
+    """Read the rows of a folder with `mined` hard negatives and `drawn` random ones each."""
     file = folder / "train_rows.jsonl"
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: run 01_data_prep on a source with a train split first")
-    beir = read_beir(folder)
-    qrels = beir.qrels["train"]
-    raw = []  # (query id, positive ids, negative ids)
-    for query_id, doc_ids in _read_kd_ids(file):
-        relevant = {d for d in doc_ids if qrels.get(query_id, {}).get(d, 0) > 0}
-        negatives = [d for d in doc_ids if d not in relevant][:num_hard_negatives]
-        raw.append((query_id, [d for d in doc_ids if d in relevant], negatives))
-    raw.sort(key=lambda row: hashlib.sha256(row[0].encode()).digest())
-    kept = _first_documents(raw, max_docs)
-    d_pos = {d: i for i, d in enumerate(kept)}
-    q_pos: dict[str, int] = {}
-    rows, positives_of, queries_of = [], {}, {}
-    for query_id, relevant, negatives in raw:
-        found = [d_pos[d] for d in relevant if d in d_pos]
-        if found:
-            q = q_pos.setdefault(query_id, len(q_pos))
-            positives_of[q] = set(found)
-            if all(d in d_pos for d in negatives):
-                rows.extend((q, p, [d_pos[d] for d in negatives]) for p in found)
-    if not rows:
-        raise ValueError(f"{file}: no row names a positive of qrels/train.tsv")
-    if num_hard_negatives and not any(others for _, _, others in rows):
-        raise ValueError(f"{file}: rows hold no negatives; set num_hard_negatives to 0 or mine some in 01")
-    for q, positives in positives_of.items():
-        for p in positives:
-            queries_of.setdefault(p, []).append(q)
-    documents = [document_text(beir.corpus[d]) for d in d_pos]
-    return TrainingSet([beir.queries[q] for q in q_pos], documents, rows, positives_of, queries_of)
+    opened = _open_folder(folder, lazy)
+    query_keys, doc_keys, lengths, scores = _read_kd_ids(file)
+    query, docs = opened.query_ids.find(query_keys), opened.doc_ids.find(doc_keys)
+    row = np.repeat(np.arange(len(query)), lengths)
+    unknown = np.concatenate([np.flatnonzero(query < 0), row[docs < 0]])
+    if len(unknown):
+        raise DataError(
+            f"{file}, line {unknown.min() + 1}: an id that is not in the set; rebuild it with 01_data_prep"
+        )
+    order = np.argsort(query_keys, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    named = _Named(opened, file, query[order], rank[row], docs, opened.relevant(query[row], docs), scores)
+    named.pick(np.lexsort((~named.relevant, named.row)))
+    negatives_before = np.concatenate([[0], np.cumsum(~named.relevant)])
+    starts = np.searchsorted(named.row, np.arange(len(order)))
+    named.pick(named.relevant | (negatives_before[:-1] - negatives_before[starts][named.row] < mined))
+    if drawn:
+        _draw(named, query_keys[order], drawn, seed)
+    return named
 
 
-def _first_documents(raw: list[tuple[str, list[str], list[str]]], max_docs: int) -> list[str]:
-    """List the documents of the first rows, up to max_docs (0 = all)."""
-    kept: dict[str, None] = {}
-    for _, relevant, negatives in raw:
-        if max_docs and len(kept) + len({*relevant, *negatives} - kept.keys()) > max_docs:
-            break
-        kept.update(dict.fromkeys([*relevant, *negatives]))
-    return list(kept)
-
-
-def _read_kd_ids(file: Path):
-    """Yield (query id, document ids) of each line of a file that 01_data_prep wrote."""
+def _read_kd_ids(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Read a file that 01_data_prep wrote: ([R] query keys, [T] document keys, [R] lengths, [T] scores)."""
+    queries, docs, lengths, scores = array("Q"), array("Q"), array("q"), array("f")
     with open(file, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                yield row["query_id"], row["doc_ids"]
-            except (json.JSONDecodeError, KeyError) as error:
+                given = row.get("scores") or [np.nan] * len(row["doc_ids"])
+                if len(given) != len(row["doc_ids"]):
+                    raise ValueError(f"{len(row['doc_ids'])} doc_ids but {len(given)} scores")
+                queries.append(id_key(row["query_id"]))
+                docs.extend(map(id_key, row["doc_ids"]))
+                scores.extend(given)
+                lengths.append(len(given))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{file}, line {number}: {error}; rebuild it with 01_data_prep") from error
+    return tuple(np.array(a) for a in (queries, docs, lengths, scores))
 
 
-def lexical_targets(
-    ids: Sequence[Sequence[int]],
-    vocab_size: int,
-    special_ids: Sequence[int],
-    k1: float = 1.5,
-    b: float = 0.75,
-) -> sparse.csr_matrix:
-    """Give each document its own tokens with the weight that BM25 gives them, less the IDF.
-
-    tf (k1 + 1) / (tf + k1 (1 - b + b dl / avgdl)): the IDF sits on the query side already, so an encoder
-    that returns exactly these weights searches exactly as BM25 over the same tokens does.
-
-    Args:
-        ids: token ids of each document, cut as the encoder cuts them.
-        vocab_size: V.
-        special_ids: tokens that get no weight.
-        k1, b: saturation and length normalisation.
-
-    Returns:
-        [N, V] float32 CSR.
-    """
-    special = np.array(sorted(special_ids))
-    kept = [np.setdiff1d(np.asarray(x), special, assume_unique=True) for x in ids]  # in order, with repeats
-    lengths = np.array([len(x) for x in kept], dtype=np.float64)
-    norm = k1 * (1 - b + b * lengths / max(lengths.mean(), 1.0))
-    parts = [np.unique(x, return_counts=True) for x in kept]
-    indptr = np.concatenate([[0], np.cumsum([len(tokens) for tokens, _ in parts])])
-    counts = np.concatenate([c for _, c in parts]).astype(np.float64)
-    weights = counts * (k1 + 1) / (counts + np.repeat(norm, np.diff(indptr)))
-    tokens = np.concatenate([t for t, _ in parts])
-    return sparse.csr_matrix((weights.astype(np.float32), tokens, indptr), shape=(len(kept), vocab_size))
-
-
-class Collator:
-    """Turn rows into one batch in which every query is scored against every document.
-
-    The documents are the distinct positives and negatives of the rows. A query costs no encoder pass, so
-    each document also brings the other training queries that it answers: more scores for the same work.
-
-    Args:
-        data: the training set.
-        tokenizer: of the encoder.
-        max_length: tokens per document.
-        teacher: prepared on data.queries and data.documents, or None.
-        lexical: also give the lexical targets of the documents.
-    """
-
-    def __init__(
-        self, data: TrainingSet, tokenizer, max_length: int, teacher=None, lexical: bool = False
-    ) -> None:
-        self.data, self.teacher = data, teacher
-        self.pad_id = tokenizer.pad_token_id
-        self.ids = tokenizer(data.documents, truncation=True, max_length=max_length)["input_ids"]
-        self.bags = token_matrix(data.queries, tokenizer)  # [queries, V] CSR
-        special = tokenizer.all_special_ids
-        self.lexical = lexical_targets(self.ids, len(tokenizer), special) if lexical else None
-
-    def __call__(self, rows: Sequence[tuple[int, int, list[int]]]) -> dict[str, torch.Tensor]:
-        """Build a batch.
-
-        Returns:
-            input_ids, attention_mask: [D, L] int64. q_bags: [Q, V] float 0/1. positives: [Q, D] bool.
-            teacher: [Q, D] float, only with a teacher. lexical: [D, V] float, 0 = no target, if asked for.
-        """
-        docs = list(dict.fromkeys([p for _, p, _ in rows] + [n for _, _, negs in rows for n in negs]))
-        queries = list(dict.fromkeys([q for q, _, _ in rows] + [q for d in docs for q in self.companions(d)]))
-        positives = [[d in self.data.positives_of[q] for d in docs] for q in queries]
-        input_ids, mask = pad([self.ids[d] for d in docs], self.pad_id)
-        batch = {
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "q_bags": torch.from_numpy(self.bags[queries].toarray()),
-            "positives": torch.tensor(positives),
+def _draw(named: _Named, query_keys: np.ndarray, n: int, seed: int) -> None:
+    """Add n random negatives to each row with a positive, as far as the corpus has documents for it."""
+    n_docs = len(named.folder.documents)
+    bounds = np.searchsorted(named.row, np.arange(len(named.query) + 1))
+    judged = named.folder.positives
+    first, last = (np.searchsorted(judged, (named.query + i) * n_docs) for i in (0, 1))
+    rows, docs = array("q"), array("q")
+    for r in np.unique(named.row[named.relevant]).tolist():
+        refused = {
+            *named.docs[bounds[r] : bounds[r + 1]].tolist(),
+            *(judged[first[r] : last[r]] % n_docs).tolist(),
         }
-        if self.teacher is not None:
-            batch["teacher"] = self.teacher.scores(np.array(queries), np.array(docs))
-        if self.lexical is not None:
-            batch["lexical"] = torch.from_numpy(self.lexical[docs].toarray())
-        return batch
+        wanted = len(refused) + n
+        for attempt in range(100 + 20 * n):
+            if len(refused) == wanted:
+                break
+            digest = blake2b(f"{seed}:{query_keys[r]}:{attempt}".encode(), digest_size=8).digest()
+            doc = int.from_bytes(digest, "big") % n_docs
+            if doc not in refused:
+                refused.add(doc)
+                rows.append(r)
+                docs.append(doc)
+    named.row = np.concatenate([named.row, np.array(rows, dtype=np.int64)])
+    named.docs = np.concatenate([named.docs, np.array(docs, dtype=np.int64)])
+    named.relevant = np.concatenate([named.relevant, np.zeros(len(rows), dtype=bool)])
+    named.scores = np.concatenate([named.scores, np.full(len(rows), np.nan, np.float32)])
+    named.pick(np.argsort(named.row, kind="stable"))
 
-    def companions(self, document: int) -> list[int]:
-        """List the training queries that a document answers."""
-        return self.data.queries_of.get(document, [])
+
+def _first_documents(named: _Named, max_docs: int) -> np.ndarray:
+    """List the documents of the first rows, in the order they are named, up to max_docs (0 = all)."""
+    first = np.sort(np.unique(named.docs, return_index=True)[1])
+    ends = np.searchsorted(named.row, np.arange(len(named.query)), side="right")
+    fitting = int((np.searchsorted(first, ends) <= max_docs).sum()) if max_docs else len(ends)
+    return named.docs[first[first < (ends[fitting - 1] if fitting else 0)]]
+
+
+def _trainable(named: _Named, max_docs: int, wants_negatives: bool) -> TrainingSet:
+    """Number queries and documents anew, as far as they are kept, and make the rows."""
+    folder, row = named.folder, named.row
+    kept = _first_documents(named, max_docs)
+    d = _renumber(kept, len(folder.documents))[named.docs]  # [T], -1 = left out
+    found = named.relevant & (d >= 0)
+    asked = named.query[row[found]]
+    asked = asked[np.sort(np.unique(asked, return_index=True)[1])]
+    q = _renumber(asked, len(folder.queries))[named.query[row]]  # [T]
+    whole = np.bincount(row[~named.relevant & (d < 0)], minlength=len(named.query)) == 0  # [R]
+    at, others = found & whole[row], ~named.relevant & whole[row]
+    if not at.any():
+        raise ValueError(f"{named.file}: no row names a positive of qrels/train.tsv")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(row[others], minlength=len(named.query)))])
+    rows = Rows(q[at], d[at], d[others], offsets[row[at]], offsets[row[at] + 1])
+    if wants_negatives and not (rows.stops > rows.starts).any():
+        raise ValueError(
+            f"{named.file}: rows hold no negatives; set num_hard_negatives to 0 or mine some in 01"
+        )
+    pairs = np.divmod(np.unique(q[found] * len(kept) + d[found]), len(kept))
+    positives_of = Sets.from_pairs(*pairs, len(asked))
+    queries_of = Lists.from_pairs(*pairs[::-1], len(kept))
+    scores_of = None
+    if (scored := (q >= 0) & (d >= 0) & ~np.isnan(named.scores)).any():  # q rises, as from_pairs leaves it
+        listed = Lists.from_pairs(q[scored], d[scored], len(asked))
+        scores_of = PairScores(listed, named.scores[scored].astype(np.float32))
+    documents, queries = _select(folder.documents, kept), _select(folder.queries, asked)
+    return TrainingSet(queries, documents, rows, positives_of, queries_of, scores_of)
+
+
+def _renumber(kept: np.ndarray, n: int) -> np.ndarray:
+    """Give the place of each of n numbers in `kept`: [n], -1 = not kept."""
+    places = np.full(n, -1, dtype=np.int64)
+    places[kept] = np.arange(len(kept))
+    return places
+
+
+def _select(texts: Sequence[str], positions: np.ndarray) -> Sequence[str]:
+    if isinstance(texts, JsonlTexts):
+        return texts.select(positions)
+    return [texts[i] for i in positions.tolist()]
+
+
+def _join(sets: list[TrainingSet]) -> TrainingSet:
+    """Put sets one after the other; texts that two of them share stay apart."""
+    q_starts = np.cumsum([0] + [len(s.queries) for s in sets])[:-1]
+    d_starts = np.cumsum([0] + [len(s.documents) for s in sets])[:-1]
+    n_starts = np.cumsum([0] + [len(s.rows.negatives) for s in sets])[:-1]
+    rows = Rows(
+        _shifted([s.rows.query for s in sets], q_starts),
+        _shifted([s.rows.positive for s in sets], d_starts),
+        _shifted([s.rows.negatives for s in sets], d_starts),
+        _shifted([s.rows.starts for s in sets], n_starts),
+        _shifted([s.rows.stops for s in sets], n_starts),
+    )
+    scored = [s.scores_of or PairScores(Lists.from_mapping({}, len(s.queries)), np.zeros(0)) for s in sets]
+    scores = np.concatenate([s.values for s in scored]).astype(np.float32)
+    return TrainingSet(
+        _texts([s.queries for s in sets]),
+        _texts([s.documents for s in sets]),
+        rows,
+        _join_lists([s.positives_of for s in sets], d_starts),
+        _join_lists([s.queries_of for s in sets], q_starts),
+        PairScores(_join_lists([s.documents for s in scored], d_starts), scores) if len(scores) else None,
+    )
+
+
+def _texts(parts: list[Sequence[str]]) -> Sequence[str]:
+    in_memory = all(isinstance(part, list) for part in parts)
+    return [text for part in parts for text in part] if in_memory else JoinedTexts(parts)
+
+
+def _shifted(arrays: list[np.ndarray], starts: np.ndarray) -> np.ndarray:
+    return np.concatenate([a + start for a, start in zip(arrays, starts, strict=True)])
+
+
+def _join_lists(parts: list[Lists], starts: np.ndarray) -> Lists:
+    """Put lists one after the other; their values are shifted by `starts`."""
+    ends = np.cumsum([0] + [len(part.flat) for part in parts])[:-1]
+    offsets = _shifted([part.offsets[1:] for part in parts], ends)
+    flat = _shifted([part.flat for part in parts], starts).astype(np.int32)
+    return type(parts[0])(flat, np.concatenate([[0], offsets]))

@@ -11,8 +11,9 @@ from nblib.model.encoder import CONFIG, NeuralSparseEncoder
 from nblib.run.progress import report
 from nblib.teachers import BM25_PREFIX, EnsembleTeacher
 from nblib.train.callbacks import read_log
+from nblib.train.checkpoints import prepare_resume
+from nblib.train.config import TrainConfig
 from nblib.train.data import TrainingSet, load_training_set
-from nblib.train.trainer import TrainConfig, prepare_resume
 from nblib.train.warmup import warm_up_head
 
 

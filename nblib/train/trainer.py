@@ -1,105 +1,51 @@
-"""transformers.Trainer for a sparse encoder: our loss, learning rates and checkpoints; the rest is theirs."""
+"""transformers.Trainer for a sparse encoder: our loss, batches and checkpoints; the rest is theirs."""
 
-import inspect
-import json
-import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import get_last_checkpoint
 
-from nblib.files import atomic_folder, read_json, write_json
-from nblib.losses import IDFAwareLoss
+from nblib.distributed import own_share, rank, start, world_size
+from nblib.files import atomic_folder
+from nblib.losses import SparseLoss
 from nblib.model.encoder import NeuralSparseEncoder
-from nblib.precision import choose_attention, resolve_precision
+from nblib.model.lora import add_lora
+from nblib.model.retriever import SparseRetriever
+from nblib.precision import choose_kernels, quick_fp32, resolve_precision
 from nblib.train.callbacks import Guard, JsonlLog, LiveLine, ReturnMemory
-from nblib.train.data import Collator, TrainingSet
+from nblib.train.checkpoints import run_or_resume
+from nblib.train.collator import Collator
+from nblib.train.config import TrainConfig, make_optimizer, training_arguments
+from nblib.train.data import TrainingSet
+from nblib.train.plan import BatchPlan, PlannedLoader, read_stages
 from nblib.train.schedule import ramp
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What a training run needs to know; the names are those of the notebooks' parameters.
-
-    batch_size counts rows (a positive and its negatives each) per process; lengths of schedules are in
-    optimizer steps. precision: auto, fp32, bf16 or fp16.
-    """
-
-    num_steps: int
-    batch_size: int
-    learning_rate: float
-    learning_rate_head: float
-    warmup_steps: int
-    lambda_flops: float
-    lambda_ramp_steps: int
-    infonce_weight: float
-    temperature: float
-    precision: str
-    save_steps: int
-    save_total_limit: int
-    seed: int
-    lexical_weight: float = 0.0
-    gradient_accumulation_steps: int = 1
-    guard_steps: int = 50
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-
-    @classmethod
-    def from_params(cls, params, **changes) -> "TrainConfig":
-        """Take the fields of the same names from a notebook's typed parameters; `changes` go first."""
-        names = inspect.signature(cls).parameters
-        values = {name: value for name, value in params.model_dump().items() if name in names}
-        return cls(**values | changes)
-
-
-def training_arguments(folder: Path, config: TrainConfig, **more) -> TrainingArguments:
-    """Map our names onto the Trainer's; everything random follows config.seed."""
-    precision = resolve_precision(config.precision)
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=config.num_steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        lr_scheduler_type="linear",
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=not torch.cuda.is_available(),
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # a NaN must be seen, not replaced by the mean
-        save_steps=config.save_steps,
-        save_total_limit=config.save_total_limit,
-        report_to=[],  # EncoderTrainer adds TensorBoard, in a folder of a fixed name
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_drop_last=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=config.seed,
-        **more,
-    )
+TRAINABLE = "trainable.pt"  # in a checkpoint: what the model folder cannot hold
 
 
 class EncoderTrainer(Trainer):
-    """Keep checkpoints as model folders that NeuralSparseEncoder.load opens, and log named loss terms."""
+    """Keep checkpoints as model folders that NeuralSparseEncoder.load opens, and log named loss terms.
+
+    The model is a module with an attribute `encoder`.
+    """
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.loss_is_scaled_for_ga = False  # compute_loss returns a mean over its batch
         self.terms: dict[str, float] = {}
         self.remove_callback(PrinterCallback)
-        self.add_callback(TensorBoardCallback(SummaryWriter(str(Path(self.args.output_dir) / "tensorboard"))))
+        if self.is_world_process_zero():
+            writer = SummaryWriter(str(Path(self.args.output_dir) / "tensorboard"))
+            self.add_callback(TensorBoardCallback(writer))
         self.seen, self.since = 0, time.perf_counter()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the named terms and the speed to what the Trainer logs of a step."""
         now = time.perf_counter()
         if "loss" in logs and self.terms:
             speed = {"examples_per_s": round(self.seen / (now - self.since), 2)}
@@ -107,89 +53,98 @@ class EncoderTrainer(Trainer):
             self.seen, self.since = 0, now
         super().log(logs, start_time)
 
+    def load_final(self, checkpoint: str) -> None:
+        """Load what a run that had reached its last step ended with."""
+        best = self.state.load_from_json(str(Path(checkpoint) / "trainer_state.json")).best_model_checkpoint
+        self._load_from_checkpoint(best if best and self.args.load_best_model_at_end else checkpoint)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        self.model.save_pretrained(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir)
+        self.model.encoder.save_pretrained(folder)
+        if extra := _beside_the_folder(self.model):
+            torch.save({name: p.detach().cpu() for name, p in extra.items()}, folder / TRAINABLE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        saved = NeuralSparseEncoder.load(resume_from_checkpoint)
-        self.model.mlm.load_state_dict(saved.mlm.state_dict())
+        folder, encoder = Path(resume_from_checkpoint), self.model.encoder
+        extra = _beside_the_folder(self.model)
+        if not encoder.adapters:
+            encoder.mlm.load_state_dict(NeuralSparseEncoder.load(folder).mlm.state_dict())
+        saved = torch.load(folder / TRAINABLE, weights_only=True) if extra else {}
+        with torch.no_grad():
+            for name, parameter in extra.items():
+                parameter.copy_(saved[name])
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+def _beside_the_folder(model: nn.Module) -> dict[str, nn.Parameter]:
+    """List what is trained and not in the model folder: query weights, adapters before the merge."""
+    named = dict(model.named_parameters())
+    kept = named if model.encoder.adapters else {n: p for n, p in named.items() if n == "query_weights"}
+    return {name: p for name, p in kept.items() if p.requires_grad}
 
 
 class SparseTrainer(EncoderTrainer):
-    """Train documents against IDF-weighted query bags: ranking loss + lambda(t) x FLOPS."""
+    """Train a SparseRetriever: ranking terms + lambda(t) x penalties, over the batch of all processes."""
 
-    def __init__(self, *args, loss_fn: IDFAwareLoss, ramp_steps: int, **kwargs) -> None:
+    def __init__(
+        self,
+        *args,
+        loss_fn: SparseLoss,
+        ramp_steps: int,
+        plan: BatchPlan,
+        accumulation: int = 1,
+        evaluate_dev: Callable[[SparseRetriever], dict[str, float]] | None = None,
+        **kwargs,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.loss_fn = loss_fn.to(self.args.device)
-        self.ramp_steps = ramp_steps
+        self.ramp_steps, self.plan, self.evaluate_dev = ramp_steps, plan, evaluate_dev
+        self.accumulation = accumulation
+
+    def get_train_dataloader(self) -> PlannedLoader:
+        """Give every process the whole batches of the plan; SparseRetriever takes this process's share."""
+        return PlannedLoader(
+            self.train_dataset,
+            batch_sampler=self.plan,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Give the Trainer the loss of one batch of nblib.train.data.Collator; note its terms for the log."""
-        d_reps = model(inputs["input_ids"], inputs["attention_mask"])  # [D, V]
+        """Give the Trainer the loss of one batch of the collator; note its terms for the log."""
+        if self.accumulation > 1:  # the whole batch is one loss; its documents pass in so many slices
+            documents = -(-len(inputs["input_ids"]) // world_size())
+            self.model.encoder.mini_batch = -(-documents // self.accumulation)
+        q_reps, d_reps = model(inputs)  # [Q, V], [D_own, V]
         share = ramp(self.state.global_step, self.ramp_steps)
-        q_bags, positives = inputs["q_bags"], inputs["positives"]
         lexical = inputs.get("lexical")
-        terms = self.loss_fn(q_bags, d_reps, inputs.get("teacher"), positives, share, lexical)
+        if lexical is not None:
+            lexical = lexical[own_share(len(lexical))]
+        terms = self.loss_fn(q_reps, d_reps, inputs["positives"], inputs.get("teacher"), lexical, share)
         self.terms = {name: float(value.detach()) for name, value in terms.items() if name != "loss"}
         self.terms |= {
-            "lambda": self.loss_fn.lambda_flops * share,
-            "q_nnz": float((q_bags * self.loss_fn.idf).count_nonzero(dim=1).float().mean()),
-            "d_nnz": float(d_reps.detach().count_nonzero(dim=1).float().mean()),
+            "lambda": self.loss_fn.weights.flops * share,
+            "q_nnz": _mean_terms(q_reps),
+            "d_nnz": _mean_terms(d_reps),
         }
-        self.seen += len(d_reps)
+        self.seen += len(inputs["input_ids"])
         return (terms["loss"], d_reps) if return_outputs else terms["loss"]
 
-
-def head_parameters(encoder: NeuralSparseEncoder) -> list[nn.Parameter]:
-    """List the masked-LM head's own parameters: transform and bias, not the tied embedding."""
-    prefix = encoder.mlm.base_model_prefix + "."
-    return [p for name, p in encoder.mlm.named_parameters() if not name.startswith(prefix)]
-
-
-def make_optimizer(encoder: NeuralSparseEncoder, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with the encoder and the head at their own learning rates; no decay on biases and norms."""
-    head = {id(p) for p in head_parameters(encoder)}
-    groups = []
-    for in_head, rate in ((False, config.learning_rate), (True, config.learning_rate_head)):
-        params = [p for p in encoder.parameters() if p.requires_grad and (id(p) in head) is in_head]
-        groups.append({"params": [p for p in params if p.ndim > 1], "lr": rate})
-        groups.append({"params": [p for p in params if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
-    groups = [g for g in groups if g["params"]]
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Measure on dev data; early stopping and the best checkpoint go by it."""
+        self.model.eval()
+        metrics = {f"eval_{name}": value for name, value in self.evaluate_dev(self.model).items()}
+        self.model.train()
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
-def prepare_resume(folder: Path, config: dict, places: dict) -> None:
-    """Keep the checkpoints of this very run to go on from; clear what another configuration left.
-
-    Args:
-        folder: of the checkpoints and training_config.json.
-        config: everything that decides the result; it is written, or compared with what is there.
-        places: where the inputs lay; written beside it, not compared, since their content is.
-    """
-    file = folder / "training_config.json"
-    same = file.exists() and {k: v for k, v in read_json(file).items() if k not in places} == config
-    if folder.exists() and not same:
-        shutil.rmtree(folder)
-    write_json(file, config | places)
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """Name the newest complete checkpoint; remove those that a killed run left half-written."""
-    for torn in folder.glob("checkpoint-*"):
-        try:
-            json.loads((torn / "trainer_state.json").read_text())  # the Trainer writes it last
-        except (OSError, ValueError):
-            shutil.rmtree(torn)
-    return get_last_checkpoint(str(folder)) if folder.exists() else None
-
-
-def run_or_resume(trainer: EncoderTrainer, folder: Path) -> None:
-    """Train from the last checkpoint on; a run that had reached its last step only loads that checkpoint."""
-    steps, checkpoint = trainer.args.max_steps, last_checkpoint(folder)
-    if checkpoint and int(checkpoint.rpartition("-")[2]) >= steps:
-        trainer._load_from_checkpoint(checkpoint)  # the Trainer would take one step more
-    elif steps:
-        trainer.train(resume_from_checkpoint=checkpoint)
+def _mean_terms(reps: Tensor) -> float:
+    return float(reps.detach().count_nonzero(dim=1).float().mean())
 
 
 def train_sparse(
@@ -201,8 +156,12 @@ def train_sparse(
     teacher=None,
     label: str = "train",
     callbacks=(),
+    evaluate_dev: Callable[[SparseRetriever], dict[str, float]] | None = None,
+    stop_ids=(),
 ) -> Path:
     """Train an encoder from the last checkpoint on, if there is one, and write folder / "final_model".
+
+    Started by torchrun, the processes share each batch; the result does not depend on their number.
 
     Args:
         encoder: the model; changed in place.
@@ -213,55 +172,92 @@ def train_sparse(
         teacher: prepared EnsembleTeacher, or None for contrastive training alone.
         label: name of the loop in the live line.
         callbacks: more TrainerCallbacks.
+        evaluate_dev: measures the retriever every config.eval_steps, see nblib.train.dev.
+        stop_ids: stop tokens, which the IDF penalty treats harder.
 
     Returns:
         The folder of the final model.
 
     Raises:
         TrainingDiverged: the guard stopped the run.
-        ValueError: a batch would have nothing to contrast with.
+        ValueError: a batch would have nothing to contrast with, or settings do not fit.
     """
-    check_contrast(data, config)
-    loss_fn = IDFAwareLoss(
-        idf,
-        encoder.vocab_size,
-        config.lambda_flops,
-        infonce_weight=config.infonce_weight,
-        temperature=config.temperature,
-        lexical_weight=config.lexical_weight,
+    start()
+    plan = plan_batches(data, config)
+    total_steps = config.total_steps(len(plan))
+    collator = Collator(
+        data,
+        encoder.tokenizer,
+        encoder.max_length,
+        teacher,
+        config.lexical_weight > 0,
+        query_max_length=config.query_max_length,
+        pad_to_multiple_of=config.pad_to_multiple_of,
+        siamese=config.query_side == "siamese",
     )
-    choose_attention(encoder, resolve_precision(config.precision))
-    lexical = config.lexical_weight > 0
+    plan = plan_batches(data, config, collator.row_lengths(data.rows), total_steps)
+    retriever = prepare_retriever(encoder, idf, config)
     guard = Guard(config.guard_steps, 1.0, encoder.vocab_size / 10, config.lambda_ramp_steps)
+    hooks = [JsonlLog(folder / "training_log.jsonl"), LiveLine(label), ReturnMemory(), guard, *callbacks]
+    if config.patience:
+        hooks.append(EarlyStoppingCallback(config.patience, config.min_delta))
     trainer = SparseTrainer(
-        model=encoder,
-        args=training_arguments(folder, config),
+        model=retriever,
+        args=training_arguments(folder, config, total_steps),
         train_dataset=data,
-        data_collator=Collator(data, encoder.tokenizer, encoder.max_length, teacher, lexical),
-        optimizers=(make_optimizer(encoder, config), None),
-        callbacks=[
-            JsonlLog(folder / "training_log.jsonl"),
-            LiveLine(label),
-            ReturnMemory(),
-            guard,
-            *callbacks,
-        ],
-        loss_fn=loss_fn,
+        data_collator=collator,
+        optimizers=(make_optimizer(encoder, config, retriever.query_weights), None),
+        callbacks=hooks,
+        loss_fn=SparseLoss(retriever.idf.detach(), config.loss_weights(), encoder.special_ids, stop_ids),
         ramp_steps=config.lambda_ramp_steps,
+        plan=plan,
+        accumulation=config.gradient_accumulation_steps,
+        evaluate_dev=evaluate_dev,
     )
-    run_or_resume(trainer, folder)
-    with atomic_folder(folder / "final_model") as tmp:
-        encoder.save_pretrained(tmp)
+    with quick_fp32():
+        run_or_resume(trainer, folder)
+    if rank() == 0:
+        with atomic_folder(folder / "final_model") as tmp:
+            encoder.save_pretrained(tmp)
+            if config.query_side in ("learned-idf", "binary"):
+                retriever.save_query_weights(tmp / "idf.json")
     return folder / "final_model"
 
 
-def check_contrast(data: TrainingSet, config: TrainConfig) -> None:
-    """Refuse batches in which a query has nothing but its positive: their loss is zero."""
-    if config.batch_size == 1 and not any(negatives for _, _, negatives in data.rows):
+def prepare_retriever(encoder: NeuralSparseEncoder, idf, config: TrainConfig) -> SparseRetriever:
+    """Set an encoder up for training as the settings say: kernels, adapters, checkpointing, query side."""
+    if config.lora_r:
+        add_lora(encoder, config.lora_r, config.lora_alpha, config.lora_dropout)
+    choose_kernels(encoder, resolve_precision(config.precision))
+    if config.gradient_checkpointing:
+        encoder.mlm.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        encoder.mlm.compile(dynamic=True)
+    encoder.query_side = config.query_side
+    return SparseRetriever(encoder, idf, config.query_side)
+
+
+def plan_batches(data: TrainingSet, config: TrainConfig, lengths=None, total_steps: int = 0) -> BatchPlan:
+    """Lay out the batches of all processes.
+
+    Raises:
+        ValueError: batches in which a query has nothing but its positive (their loss is zero), a batch larger
+            than the rows, or stages and weights that do not fit.
+    """
+    batch_rows = config.batch_size * config.gradient_accumulation_steps * world_size()
+    if batch_rows == 1 and not (data.rows.stops > data.rows.starts).all():
         raise ValueError(
             "batch_size 1 without negatives has a loss of 0: raise batch_size or num_hard_negatives"
         )
-    if config.num_steps and len(data) < config.batch_size:
-        raise ValueError(
-            f"batch_size {config.batch_size} is larger than the {len(data)} training rows: lower batch_size"
-        )
+    return BatchPlan(
+        len(data),
+        batch_rows,
+        config.seed,
+        source=data.source,
+        mixing=config.mixing or None,
+        difficulty=data.difficulty,
+        stages=read_stages(config.stages) if total_steps else (),
+        lengths=lengths if config.bucket_factor else None,
+        bucket_factor=max(config.bucket_factor, 1),
+        total_steps=total_steps,
+    )

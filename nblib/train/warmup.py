@@ -13,17 +13,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
+from nblib.distributed import start
 from nblib.model.encoder import NeuralSparseEncoder, pad
 from nblib.model.head import max_logits
+from nblib.precision import choose_kernels, quick_fp32, resolve_precision
 from nblib.train.callbacks import JsonlLog, LiveLine, check_finite
-from nblib.train.trainer import (
-    EncoderTrainer,
-    TrainConfig,
-    head_parameters,
-    make_optimizer,
-    run_or_resume,
-    training_arguments,
-)
+from nblib.train.checkpoints import run_or_resume
+from nblib.train.config import TrainConfig, head_parameters, make_optimizer, training_arguments
+from nblib.train.trainer import EncoderTrainer
 
 IGNORE = -100  # cross_entropy's label for "not asked"
 
@@ -79,27 +76,35 @@ class MaskAndKeep:
         return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
 
 
-class HeadTrainer(EncoderTrainer):
-    """Masked-LM cross-entropy at the asked positions only; logits of the others are never computed.
+class HeadLoss(nn.Module):
+    """Masked-LM cross-entropy at the asked positions only; logits of the others are never computed."""
 
-    In fp32 whatever the precision: autocast wraps the model's forward, which is not used here.
-    """
+    def __init__(self, encoder: NeuralSparseEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Take a batch of MaskAndKeep; return the loss and the share of tokens named right."""
+        encoder = self.encoder
+        packed = encoder.hidden_states(batch["input_ids"], batch["attention_mask"])  # [T, H]
+        labels = batch["labels"][batch["attention_mask"].bool()]  # [T]
+        asked = labels != IGNORE
+        weight, bias = encoder.decoder.weight, encoder.decoder_bias()
+        logits = (packed[asked] @ weight.T + bias).float()  # [asked, V]
+        hit = (logits.detach().argmax(dim=1) == labels[asked]).float().mean()
+        return cross_entropy(logits, labels[asked]), hit
+
+
+class HeadTrainer(EncoderTrainer):
+    """Train the head of a HeadLoss."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Give the Trainer the cross-entropy of one batch of MaskAndKeep; note it for the log."""
-        encoder = self.model
-        packed = encoder.hidden_states(inputs["input_ids"], inputs["attention_mask"])  # [T, H]
-        labels = inputs["labels"][inputs["attention_mask"].bool()]  # [T]
-        asked = labels != IGNORE
-        weight, bias = encoder.decoder.weight, encoder.decoder_bias()
-        logits = packed[asked] @ weight.T + bias  # [asked, V]
-        loss = cross_entropy(logits.float(), labels[asked])
-        with torch.no_grad():
-            hit = (logits.argmax(dim=1) == labels[asked]).float().mean()
+        loss, hit = model(inputs)
         self.terms = {"mlm": float(loss.detach()), "mlm_accuracy": float(hit)}
         check_finite(self.terms, self.state.global_step)
         self.seen += len(inputs["input_ids"])
-        return (loss, logits) if return_outputs else loss
+        return (loss, hit) if return_outputs else loss
 
 
 def start_as_identity(encoder: NeuralSparseEncoder) -> bool:
@@ -175,20 +180,23 @@ def warm_up_head(
     Returns:
         {"identity": whether the transform started as one, "bias_shift": constant taken off the bias}.
     """
+    start()
+    choose_kernels(encoder, resolve_precision(config.precision))
     identity = start_as_identity(encoder)
     frozen = [p for p in encoder.parameters() if p.requires_grad]
     head = {id(p) for p in head_parameters(encoder)}
     for parameter in frozen:
         parameter.requires_grad_(id(parameter) in head)
     trainer = HeadTrainer(
-        model=encoder,
-        args=training_arguments(folder, config),
+        model=HeadLoss(encoder),
+        args=training_arguments(folder, config, config.num_steps),
         train_dataset=TokenizedTexts(encoder, texts),
         data_collator=MaskAndKeep(encoder.tokenizer, mask_ratio, keep_ratio),
         optimizers=(make_optimizer(encoder, config), None),
         callbacks=[JsonlLog(folder / "training_log.jsonl"), LiveLine("warm up head")],
     )
-    run_or_resume(trainer, folder)
+    with quick_fp32():
+        run_or_resume(trainer, folder)
     for parameter in frozen:
         parameter.requires_grad_(True)
     shift = shift_bias(encoder, list(texts[:64]), target_active_terms)

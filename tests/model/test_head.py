@@ -25,13 +25,25 @@ def inputs(shift, dtype=torch.float64):
     return packed, lengths, weight, bias
 
 
+def walks(name, monkeypatch):
+    """The three ways to the same maxima: packed blocks, padded blocks (the GPU's), bf16 screening."""
+    if name == "padded":
+        monkeypatch.setattr(head, "_PackedBlocks", head._PaddedBlocks)
+        monkeypatch.setattr(head, "CUDA_BLOCK", 128)
+        monkeypatch.setattr(head._PaddedBlocks, "size", 128)
+    return name == "screened"
+
+
 # shift 0: nearly all terms active (whole blocks); shift 12: a few (gathered columns); shift 99: none
 @pytest.mark.parametrize("shift", [0.0, 12.0, 99.0])
 @pytest.mark.parametrize("block", [64, 1024])
-def test_values_and_gradients_equal_the_definition(shift, block, monkeypatch):
+@pytest.mark.parametrize("way", ["packed", "padded", "screened"])
+def test_values_and_gradients_equal_the_definition(shift, block, way, monkeypatch):
     monkeypatch.setattr(head, "BLOCK", block)
+    monkeypatch.setattr(head._PackedBlocks, "size", block)
+    screen = walks(way, monkeypatch)
     packed, lengths, weight, bias = inputs(shift)
-    got = torch.relu(head.max_logits(packed, lengths, weight, bias))
+    got = torch.relu(head.max_logits(packed, lengths, weight, bias, screen))
     want = torch.relu(plain(packed, lengths, weight, bias))
     assert got.shape == (B, V) and torch.allclose(got, want, atol=1e-12)
     upstream = torch.rand_like(got)
@@ -42,13 +54,88 @@ def test_values_and_gradients_equal_the_definition(shift, block, monkeypatch):
     assert (ours[0].abs().sum() > 0) == (shift < 99), "a case without any gradient must be the last only"
 
 
-def test_gradcheck_through_log1p():
+@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
+@pytest.mark.parametrize("way", ["packed", "padded", "screened"])
+def test_gradcheck_through_the_activation(way, activation, monkeypatch):
+    screen = walks(way, monkeypatch)
     packed, lengths, weight, bias = inputs(6.0)
 
     def reps(p, w, b):
-        return torch.log1p(torch.relu(head.max_logits(p, lengths, w, b)))
+        return head.activate(head.max_logits(p, lengths, w, b, screen), activation)
 
     assert torch.autograd.gradcheck(reps, (packed, weight, bias), eps=1e-6, atol=1e-5)
+
+
+def test_screening_takes_the_plain_way_where_most_terms_are_active():
+    packed, lengths, weight, bias = inputs(0.0, torch.float32)
+    assert head._screened(packed, lengths, weight, bias) is None
+    packed, lengths, weight, bias = inputs(9.0, torch.float32)
+    assert head._screened(packed, lengths, weight, bias) is not None
+
+
+def test_screening_loses_no_pair_at_the_edge():
+    """Maxima within the rounding of bf16 around zero: the sign must be that of the full product."""
+    torch.manual_seed(3)
+    packed, weight = torch.randn(40, 64), torch.randn(5000, 64)
+    lengths = [10] * 4
+    exact = plain(packed, lengths, weight, torch.zeros(5000))
+    bias = -exact.mean(dim=0) + 1e-3 * torch.randn(5000) - 8.0  # a few per cent active
+    bias[:200] = -exact[0, :200] + 1e-4 * torch.randn(200)  # document 0: the sign hangs on the fifth digit
+    want = torch.relu(plain(packed, lengths, weight, bias))
+    got = torch.relu(head.max_logits(packed, lengths, weight, bias, screen=True))
+    assert head._screened(packed, lengths, weight, bias) is not None
+    assert torch.allclose(got, want, atol=1e-5)
+    rounded = torch.relu(plain(packed.bfloat16(), lengths, weight.bfloat16(), bias.bfloat16()).float())
+    assert not torch.allclose(rounded, want, atol=1e-3), "bf16 alone gets this case right"
+
+
+@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
+def test_sum_pooling_equals_its_definition(activation, monkeypatch):
+    monkeypatch.setattr(head, "BLOCK", 64)
+    packed, lengths, weight, bias = inputs(3.0)
+    got = head.sum_weights(packed, lengths, weight, bias, activation)
+    each = head.activate(packed @ weight.T + bias, activation)
+    want = torch.stack([part.sum(dim=0) for part in each.split(lengths)])
+    assert torch.allclose(got, want, atol=1e-12)
+    upstream = torch.rand_like(got)
+    ours = torch.autograd.grad((got * upstream).sum(), (packed, weight, bias))
+    theirs = torch.autograd.grad((want * upstream).sum(), (packed, weight, bias))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_activations_by_hand():
+    e = torch.e
+    pooled = torch.tensor([-2.0, 0.0, e - 1, e**2 - 1])
+    assert head.activate(pooled, "relu").tolist() == pytest.approx([0, 0, 1, 2])
+    assert head.activate(pooled, "log1p_relu").tolist() == pytest.approx([0, 0, 0.693147, 1.098612])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_formats_equal_the_definition_in_them(dtype):
+    packed, lengths, weight, bias = (x.to(dtype) if torch.is_tensor(x) else x for x in inputs(6.0))
+    packed, weight, bias = (x.detach().requires_grad_() for x in (packed, weight, bias))
+    got = torch.relu(head.max_logits(packed, lengths, weight, bias))
+    want = torch.relu(plain(packed, lengths, weight, bias))
+    assert got.dtype == dtype and torch.allclose(got.float(), want.float(), rtol=1e-2, atol=0.05)
+    ours = torch.autograd.grad(got.float().sum(), (packed, weight, bias))
+    theirs = torch.autograd.grad(want.float().sum(), (packed, weight, bias))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == dtype
+        assert (a - b).float().norm() < 0.05 * b.float().norm()
+
+
+@pytest.mark.parametrize("way", ["packed", "padded", "screened"])
+def test_no_logits_are_kept(way, monkeypatch):
+    """What the backward pass holds on to is a few times the active pairs and the inputs, not [B, L, V]."""
+    screen = walks(way, monkeypatch)
+    packed, lengths, weight, bias = inputs(12.0, torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        got = head.max_logits(packed, lengths, weight, bias, screen)
+    active = int((got > 0).sum())
+    assert 0 < active < 0.1 * got.numel()
+    assert sum(kept) <= 3 * active + packed.numel() + weight.numel()
 
 
 def test_a_frozen_decoder_gets_no_gradient():
@@ -59,10 +146,13 @@ def test_a_frozen_decoder_gets_no_gradient():
     assert packed.grad.abs().sum() > 0 and weight.grad is None and bias.grad is None
 
 
-def test_a_tie_goes_to_the_first_position():
-    packed = torch.ones(2, 1, requires_grad=True)
-    head.max_logits(packed, [2], torch.ones(1, 1), torch.zeros(1)).sum().backward()
-    assert packed.grad.tolist() == [[1.0], [0.0]]
+@pytest.mark.parametrize("way", ["packed", "padded", "screened"])
+def test_a_tie_goes_to_the_first_position(way, monkeypatch):
+    screen = walks(way, monkeypatch)
+    packed = torch.ones(5, 1, requires_grad=True)
+    weight = torch.cat([torch.ones(1, 1), -torch.ones(99, 1)])  # one term of a hundred is active
+    torch.relu(head.max_logits(packed, [2, 3], weight, torch.zeros(100), screen)).sum().backward()
+    assert packed.grad.flatten().tolist() == [1.0, 0.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("lengths", [[2, 0], [1, 2], [2]])

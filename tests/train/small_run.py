@@ -15,8 +15,9 @@ from transformers import TrainerCallback
 from nblib.idf import compute_idf_weights
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.teachers import EnsembleTeacher
+from nblib.train.config import TrainConfig
 from nblib.train.data import load_training_set
-from nblib.train.trainer import TrainConfig, train_sparse
+from nblib.train.trainer import train_sparse
 
 CONFIG = TrainConfig(
     num_steps=8,

@@ -8,33 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from nblib.data.formats import read_beir, write_beir
-from nblib.data.negatives import mine_negatives
 from nblib.files import ROOT, sha256_file
 from nblib.losses import IDFAwareLoss
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.train.callbacks import Guard, TrainingDiverged, read_log
+from nblib.train.checkpoints import last_checkpoint, prepare_resume
+from nblib.train.config import head_parameters, make_optimizer
 from nblib.train.data import Collator, TrainingSet, load_training_set
 from nblib.train.schedule import ramp
 from nblib.train.step import train_step
-from nblib.train.trainer import (
-    check_contrast,
-    head_parameters,
-    last_checkpoint,
-    make_optimizer,
-    prepare_resume,
-)
-from tests.conftest import ENGLISH
+from nblib.train.trainer import plan_batches
 from tests.train.small_run import CONFIG
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The hand-written English set with mined negatives."""
-    folder = tmp_path_factory.mktemp("set")
-    beir = read_beir(ENGLISH)
-    write_beir(folder, beir, mine_negatives(beir, 2, 10, "english", 13))
-    return folder
 
 
 def run(backbone, folder, out, kill_at=0):
@@ -57,12 +41,12 @@ def test_ramp_by_hand():
     assert ramp(0, 0) == 1.0
 
 
-def test_killed_run_resumes_to_the_same_bits(tiny_backbone, folder, tmp_path):
-    run(tiny_backbone, folder, tmp_path / "whole")
-    run(tiny_backbone, folder, tmp_path / "killed", kill_at=5)
+def test_killed_run_resumes_to_the_same_bits(tiny_backbone, mined_set, tmp_path):
+    run(tiny_backbone, mined_set, tmp_path / "whole")
+    run(tiny_backbone, mined_set, tmp_path / "killed", kill_at=5)
     assert last_checkpoint(tmp_path / "killed").endswith("checkpoint-4")
     assert not (tmp_path / "killed" / "final_model").exists()
-    run(tiny_backbone, folder, tmp_path / "killed")
+    run(tiny_backbone, mined_set, tmp_path / "killed")
     weights = "final_model/model.safetensors"
     assert sha256_file(tmp_path / "killed" / weights) == sha256_file(tmp_path / "whole" / weights)
     assert sha256_file(tmp_path / "whole" / weights) != sha256_file(tiny_backbone / "model.safetensors")
@@ -74,7 +58,7 @@ def test_killed_run_resumes_to_the_same_bits(tiny_backbone, folder, tmp_path):
     assert wanted | {"examples_per_s", "grad_norm"} <= logs[0][0].keys()
     assert len(list((tmp_path / "whole").glob("checkpoint-*"))) == 2, "save_total_limit"
     before = sha256_file(tmp_path / "whole" / weights)
-    run(tiny_backbone, folder, tmp_path / "whole")  # nothing is left to do
+    run(tiny_backbone, mined_set, tmp_path / "whole")  # nothing is left to do
     assert sha256_file(tmp_path / "whole" / weights) == before
     assert len(read_log(tmp_path / "whole" / "training_log.jsonl")) == 8
     assert list((tmp_path / "whole").rglob("events.out.tfevents*")), "TensorBoard"
@@ -115,10 +99,10 @@ def test_two_learning_rates(tiny_backbone):
     assert rate[id(encoder.decoder.weight)] == 1e-3, "the tied embedding belongs to the encoder"
 
 
-def test_train_step_learns(tiny_backbone, folder):
+def test_train_step_learns(tiny_backbone, mined_set):
     encoder = NeuralSparseEncoder(str(tiny_backbone), max_length=32)
     encoder.set_dropout(0.0)
-    data = load_training_set(folder, num_hard_negatives=2)
+    data = load_training_set(mined_set, num_hard_negatives=2)
     batch = Collator(data, encoder.tokenizer, 32)(data.rows[:6])
     loss_fn = IDFAwareLoss([1.0] * encoder.vocab_size, encoder.vocab_size, 1e-4, infonce_weight=1.0)
     optimizer = make_optimizer(encoder, CONFIG)
@@ -164,9 +148,9 @@ def test_guard_stops_at_nan():
 def test_batches_without_contrast_are_refused():
     data = TrainingSet(["q"], ["d"], [(0, 0, [])], {0: {0}}, {0: [0]})
     with pytest.raises(ValueError, match="batch_size 1 without negatives"):
-        check_contrast(data, replace(CONFIG, batch_size=1))
+        plan_batches(data, replace(CONFIG, batch_size=1))
     with pytest.raises(ValueError, match="larger than the 1 training rows"):
-        check_contrast(data, CONFIG)
+        plan_batches(data, CONFIG)
 
 
 @pytest.mark.gpu

@@ -1,0 +1,92 @@
+"""What several processes of one training must agree on; in one process every function is the identity.
+
+Each process holds the whole batch's queries, encodes its own share of the documents, and computes the loss of
+the whole batch. The backward pass of a collective adds the gradients of all processes and
+DistributedDataParallel then takes their mean, so what arrives is the gradient of one process with the whole
+batch.
+
+Letters: Q queries and D documents of the whole batch, W processes.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather, all_reduce
+
+
+def backend() -> str:
+    """Name the library that the processes talk through."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+def start() -> None:
+    """Join the other processes if torchrun started this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        PartialState(cpu=not torch.cuda.is_available(), backend=backend())
+
+
+def world_size() -> int:
+    """Count the processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def share(n: int, part: int, parts: int) -> slice:
+    """Cut n items into contiguous parts whose sizes differ by one at most; give the slice of one part."""
+    size, rest = divmod(n, parts)
+    start = part * size + min(part, rest)
+    return slice(start, start + size + (part < rest))
+
+
+def own_share(n: int) -> slice:
+    """Give the slice of n items that is this process's part."""
+    return share(n, rank(), world_size())
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Add a tensor over all processes; gradients are added as well."""
+    return all_reduce(x) if world_size() > 1 else x
+
+
+def gather_columns(scores: Tensor) -> Tensor:
+    """Put the processes' blocks of columns side by side.
+
+    Args:
+        scores: [Q, D_own] against the documents of `own_share`.
+
+    Returns:
+        [Q, D] on every process, in the order of the documents.
+    """
+    if world_size() == 1:
+        return scores
+    widths = torch.tensor([scores.shape[1]], device=scores.device)
+    sizes = [torch.zeros_like(widths) for _ in range(world_size())]
+    dist.all_gather(sizes, widths)
+    sizes = [int(size) for size in sizes]
+    padded = torch.nn.functional.pad(scores, (0, max(sizes) - scores.shape[1]))  # collectives want one shape
+    blocks = all_gather(padded.contiguous())
+    return torch.cat([block[:, :size] for block, size in zip(blocks, sizes, strict=True)], dim=1)
+
+
+def gather_rows(reps: Tensor) -> Tensor:
+    """Put the processes' rows [N_own, V] under one another: [N, V] on every process."""
+    return gather_columns(reps.T).T
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Let process 0 run the block alone, and the others after it."""
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,81 @@
+"""Both sides of a sparse retriever: what a training step, or a process of several, runs in one forward pass.
+
+Letters: Q queries and D documents of a batch, L tokens, V vocabulary.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nblib.distributed import gather_rows, own_share
+from nblib.files import write_json
+from nblib.losses import idf_vector
+from nblib.model.encoder import NeuralSparseEncoder
+
+QUERY_SIDES = ("idf", "learned-idf", "binary", "siamese")
+
+
+class SparseRetriever(nn.Module):
+    """A document encoder and one of four query sides.
+
+    - "idf": a query is the set of its tokens times a fixed IDF (arXiv:2411.04403, eq. 5); no encoder pass.
+    - "learned-idf": the same, and the weights are trained (Li-LSR, arXiv:2505.01452); relu keeps them >= 0.
+    - "binary": the set of its tokens, each of weight 1 (SPLADE-doc, arXiv:2109.10086).
+    - "siamese": the document encoder reads queries too.
+
+    Args:
+        encoder: reads documents, and queries where the side is "siamese".
+        idf: [V] query weights, or {token: weight} in the order of the ids.
+        query_side: one of the four.
+
+    Raises:
+        ValueError: another name, or weights that do not fit the encoder's vocabulary.
+    """
+
+    def __init__(self, encoder: NeuralSparseEncoder, idf, query_side: str = "idf") -> None:
+        super().__init__()
+        if query_side not in QUERY_SIDES:
+            raise ValueError(f"query_side {query_side!r}: want one of {', '.join(QUERY_SIDES)}")
+        if len(idf) != encoder.vocab_size:
+            raise ValueError(f"{len(idf)} query weights for a vocabulary of {encoder.vocab_size} tokens")
+        weights = idf_vector(idf, encoder.vocab_size, default=0.0)
+        self.encoder, self.query_side = encoder, query_side
+        if query_side == "binary":
+            weights = (weights > 0).float()
+        self.query_weights = nn.Parameter(weights.clone(), requires_grad=query_side == "learned-idf")
+
+    @property
+    def idf(self) -> Tensor:
+        """[V] weights of query tokens, >= 0, special tokens 0."""
+        return torch.relu(self.query_weights) * self.encoder.term_mask
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Encode a batch of nblib.train.collator.Collator.
+
+        Each process encodes its own share of the documents (and, with a siamese side, of the queries).
+
+        Args:
+            batch: the whole batch, the same in every process.
+
+        Returns:
+            q_reps: [Q, V] of all queries. d_reps: [D_own, V] of this process's documents.
+        """
+        own = own_share(len(batch["input_ids"]))
+        d_reps = self.encoder(*_trimmed(batch["input_ids"][own], batch["attention_mask"][own]))
+        if self.query_side != "siamese":
+            return batch["q_bags"] * self.idf, d_reps
+        own = own_share(len(batch["q_input_ids"]))
+        q_reps = self.encoder(*_trimmed(batch["q_input_ids"][own], batch["q_attention_mask"][own]))
+        return gather_rows(q_reps), d_reps
+
+    def save_query_weights(self, file: Path) -> None:
+        """Write {token: weight} in the order of the ids, the form of 02's idf.json."""
+        tokens = self.encoder.tokenizer.convert_ids_to_tokens(range(self.encoder.vocab_size))
+        write_json(file, dict(zip(tokens, self.idf.tolist(), strict=True)))
+
+
+def _trimmed(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut the columns that only other processes' texts need."""
+    longest = int(attention_mask.sum(dim=1).max())
+    return input_ids[:, :longest], attention_mask[:, :longest]

@@ -1,0 +1,102 @@
+"""Side-by-side timing, peak memory in a process of its own, and the limits that the machine sets."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from nblib.files import ROOT
+from nblib.model.encoder import NeuralSparseEncoder
+from nblib.precision import gemm_rates
+
+
+def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warmups: int = 1) -> dict[str, float]:
+    """Time callables in turn, so that whatever slows the machine slows all of them: median seconds each."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(warmups + repeats):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if turn >= warmups:
+                times[name].append(time.perf_counter() - start)
+    return {name: median(values) for name, values in times.items()}
+
+
+def peak_gib() -> float:
+    """Peak memory of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return used / (2**20 if sys.platform == "linux" else 2**30)
+
+
+def in_fresh_process(module: str, **job: Any) -> dict[str, Any]:
+    """Run `python -m module` with a job on its standard input; read the JSON object that it prints last.
+
+    A process that dies (as one that runs out of memory does) gives {"failed": what it said last}.
+    """
+    command = [sys.executable, "-m", module]
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(job), capture_output=True, text=True)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"killed, exit code {done.returncode}"]
+        return {"failed": last[0][:200]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def row(
+    name: str,
+    regime: str,
+    dtype: str,
+    ours: float,
+    peer: float | None,
+    peer_name: str,
+    unit: str,
+    *,
+    less_is_better: bool,
+    limit: float | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Build a row of the speed table: ratio > 1 means ours is better, limit is what the machine allows."""
+    ratio = None if not peer else peer / ours if less_is_better else ours / peer
+    facts = {"row": name, "regime": regime, "dtype": dtype, "ours": ours, "peer": peer}
+    return facts | {"peer_name": peer_name, "unit": unit, "ratio": ratio, "limit": limit, **more}
+
+
+def backbone_flops(encoder: NeuralSparseEncoder, tokens: int, length: int) -> float:
+    """Count the multiplications and additions of the backbone's forward pass: linear layers and attention."""
+    linear = sum(
+        m.weight.numel()
+        for m in encoder.mlm.modules()
+        if isinstance(m, nn.Linear) and m is not encoder.decoder
+    )
+    config = encoder.mlm.config
+    attention = 2 * config.num_hidden_layers * length * config.hidden_size
+    return 2.0 * tokens * (linear + attention)
+
+
+def head_flops(encoder: NeuralSparseEncoder, tokens: int) -> float:
+    """Count the multiplications and additions of the logits' forward pass."""
+    return 2.0 * tokens * encoder.decoder.in_features * encoder.vocab_size
+
+
+def least_seconds(encoder: NeuralSparseEncoder, tokens: int, length: int, dtype: str, trains: bool) -> float:
+    """Divide the work that cannot be left out by the measured rate of matrix products.
+
+    The backbone's forward pass (and twice that backwards), and the logits' forward pass, in bf16 where the
+    screening finds the active pairs. The backward pass of the active pairs is not counted.
+    """
+    rates = gemm_rates()
+    rate = rates["bf16"] if dtype == "bf16" else max(rates["fp32"], rates["fp32_onednn"])
+    head_rate = rates["bf16"] if encoder.screen else rate
+    passes = 3 if trains else 1
+    return passes * backbone_flops(encoder, tokens, length) / rate + head_flops(encoder, tokens) / head_rate
+
+
+def autocast(dtype: str):
+    """Open bf16 autocast on the CPU, or nothing for fp32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16")

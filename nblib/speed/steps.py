@@ -1,0 +1,249 @@
+"""One training step, ours against the peer's: seconds in two regimes, memory of the head, a large vocabulary.
+
+`python -m nblib.speed.steps` measures the peak memory of one step in a process of its own.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from nblib.model.encoder import NeuralSparseEncoder, pad
+from nblib.precision import quick_fp32
+from nblib.speed import sides
+from nblib.speed.measure import (
+    autocast,
+    in_fresh_process,
+    interleaved,
+    least_seconds,
+    peak_gib,
+    row,
+)
+from nblib.train.warmup import shift_bias
+
+REGIMES = {"sparse": 200, "dense": 29_800}  # active terms per document
+QUERIES, QUERY_TERMS = 16, 8  # of the loss that both sides share
+
+
+def step_rows(
+    model: Path,
+    texts: Sequence[str],
+    folder: Path,
+    sizes: Sequence[int],
+    length: int,
+    dtype: str,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Time a training step (forward, loss, backward, AdamW) in both regimes.
+
+    Args:
+        model: folder of the warmed-up encoder; its bias is shifted to the regimes' active terms.
+        texts: documents; those of at least `length` tokens are used, cut there.
+        folder: for the shifted models.
+        sizes: documents per batch.
+        length: tokens per document, no padding.
+        dtype: "fp32" or "bf16".
+        repeats: of each side; the medians count.
+    """
+    rows = []
+    for regime, active in REGIMES.items():
+        shifted = shifted_model(model, texts, folder / regime, active)
+        for size in sizes:
+            batch = full_batch(shifted, texts, size, length)
+            encoder = sides.ours(shifted, length, dtype)
+            named: dict[str, nn.Module] = {
+                sides.PEER: sides.Peer(shifted),
+                f"{sides.PEER}, chunk_size 32": sides.Peer(shifted, 32),
+                f"{sides.PEER}, our attention and matrix kernels": sides.Peer(shifted, None, eager=True),
+                "definition": sides.Plain(shifted),
+            }
+            steps = {"ours": partial(one_step, encoder, adamw(encoder, True), batch, dtype, True)}
+            for name, module in named.items():
+                tuned = "our" in name
+                steps[name] = partial(one_step, module, adamw(module, tuned), batch, dtype, tuned)
+            seconds = interleaved(steps, repeats)
+            limit = least_seconds(encoder, size * length, length, dtype, trains=True)
+            setting = f"{regime}, {size} x {length}"
+            rows += [
+                row(
+                    "train_step",
+                    setting,
+                    dtype,
+                    seconds["ours"],
+                    seconds[name],
+                    name,
+                    "s",
+                    less_is_better=True,
+                    limit=limit,
+                )
+                for name in named
+            ]
+    return rows
+
+
+def shifted_model(model: Path, texts: Sequence[str], folder: Path, active: int) -> Path:
+    """Save the model with its decoder's bias shifted so that documents hold `active` terms on average."""
+    encoder = NeuralSparseEncoder.load(model)
+    shift_bias(encoder, list(texts[:32]), min(active, encoder.vocab_size - 1))
+    encoder.save_pretrained(folder)
+    return folder
+
+
+def full_batch(model: Path, texts: Sequence[str], size: int, length: int) -> tuple[Tensor, Tensor]:
+    """Take the first documents that fill `length` tokens; short ones are joined until they do."""
+    encoder = NeuralSparseEncoder.load(model)
+    joined = [" ".join(texts[i : i + 8]) for i in range(0, len(texts), 8)]
+    ids = [x for x in encoder.tokenize(joined[: 4 * size], length) if len(x) == length][:size]
+    if len(ids) < size:
+        raise ValueError(f"{len(ids)} documents of {length} tokens, want {size}: give more texts")
+    return pad(ids, encoder.tokenizer.pad_token_id)
+
+
+def adamw(module: nn.Module, fused: bool) -> torch.optim.Optimizer:
+    """AdamW at a rate so small that the regime stays as it is."""
+    return torch.optim.AdamW(module.parameters(), 1e-9, fused=fused)
+
+
+def shared_loss(reps: Tensor) -> Tensor:
+    """In-batch contrast of fixed queries plus FLOPS: cheap, and the same for all sides."""
+    generator = torch.Generator().manual_seed(0)
+    terms = torch.randint(0, reps.shape[1], (QUERIES, QUERY_TERMS), generator=generator)
+    queries = reps.new_zeros(QUERIES, reps.shape[1]).scatter_(1, terms, 1.0)
+    labels = torch.arange(QUERIES) % len(reps)
+    return (
+        cross_entropy(queries.float() @ reps.float().T, labels) + 1e-3 * reps.float().mean(0).square().sum()
+    )
+
+
+def one_step(
+    module: nn.Module, optimizer, batch: tuple[Tensor, Tensor], dtype: str, onednn: bool = False
+) -> Tensor:
+    """Run one optimizer step; `onednn` allows our choice of fp32 matrix kernels."""
+    module.train()
+    if onednn:
+        with quick_fp32():
+            return one_step(module, optimizer, batch, dtype)
+    with autocast(dtype):
+        loss = shared_loss(module(*batch))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+class BackboneOnly(nn.Module):
+    """The backbone without any head: what a step needs before the first logit."""
+
+    def __init__(self, encoder: NeuralSparseEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Give the mean hidden state of each document: [B, L] -> [B, H]."""
+        hidden = self.encoder.hidden_states(input_ids, attention_mask)
+        return hidden.reshape(len(input_ids), -1, hidden.shape[-1]).mean(dim=1)
+
+
+def memory_row(shifted: Path, size: int, length: int) -> dict[str, Any]:
+    """Compare what the head adds to the peak memory of a step, ours against SpladePooling's."""
+    job = {"model": str(shifted), "size": size, "length": length}
+    used = {side: in_fresh_process(__name__, side=side, **job) for side in ("backbone", "ours", "peer")}
+    base = used["backbone"]["peak_gib"]
+    head = {side: max(used[side]["peak_gib"] - base, 0.0) for side in ("ours", "peer")}
+    return row(
+        "head_memory",
+        f"sparse, {size} x {length}",
+        "fp32",
+        head["ours"],
+        head["peer"],
+        sides.PEER,
+        "GiB above the backbone's own",
+        less_is_better=True,
+        backbone_gib=base,
+    )
+
+
+def large_vocabulary_row(folder: Path, vocabulary: int, size: int, length: int, peer_sizes: Sequence[int]):
+    """Train one step of a backbone with a large vocabulary; extrapolate what the peer would need.
+
+    The backbone is made from a config (random weights, 12 layers of 384): memory does not depend on what it
+    learned. The peer runs with few documents; its need grows linearly with them.
+    """
+    model = big_backbone(folder, vocabulary, length)
+    used = in_fresh_process(__name__, side="ours", model=str(model), size=size, length=length)
+    runs = [
+        in_fresh_process(__name__, side="peer", model=str(model), size=n, length=length) for n in peer_sizes
+    ]
+    peaks = [run.get("peak_gib") for run in runs]
+    needed = None
+    if all(peaks):
+        slope = (peaks[-1] - peaks[0]) / (peer_sizes[-1] - peer_sizes[0])
+        needed = peaks[0] + slope * (size - peer_sizes[0])
+    return row(
+        "large_vocabulary",
+        f"V {vocabulary:,}, {size} x {length}",
+        "fp32",
+        used.get("peak_gib", float("nan")),
+        needed,
+        f"{sides.PEER}, extrapolated from {' and '.join(map(str, peer_sizes))} documents",
+        "GiB, whole process",
+        less_is_better=True,
+        seconds=used.get("seconds"),
+    )
+
+
+def big_backbone(folder: Path, vocabulary: int, length: int) -> Path:
+    """Write a masked-LM folder with a WordPiece vocabulary of that size, made from a config."""
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = specials + [f"w{i}" for i in range(vocabulary - len(specials))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=384,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        max_position_embeddings=max(512, length),
+    )
+    mlm = BertForMaskedLM(config)
+    with torch.no_grad():
+        mlm.cls.predictions.bias.fill_(-1.0)  # random logits lie around 0: some thousand active terms
+    mlm.save_pretrained(folder)
+    return folder
+
+
+def main() -> None:
+    """Run one step of one side and print {"peak_gib", "seconds"}."""
+    import time
+
+    job = json.load(sys.stdin)
+    encoder = NeuralSparseEncoder(job["model"], job["length"])
+    generator = torch.Generator().manual_seed(0)
+    shape = (job["size"], job["length"])
+    ids = torch.randint(1000, encoder.vocab_size - 1, shape, generator=generator)
+    if job["side"] == "peer":
+        del encoder
+        module: nn.Module = sides.Peer(job["model"])
+    else:
+        encoder.mini_batch = job.get("mini_batch", 0)
+        module = sides.ours(job["model"], job["length"], "fp32")
+        module = module if job["side"] == "ours" else BackboneOnly(module)
+    optimizer = torch.optim.SGD(module.parameters(), 1e-9) if job.get("sgd") else adamw(module, True)
+    start = time.perf_counter()
+    one_step(module, optimizer, (ids, torch.ones_like(ids)), "fp32", job["side"] != "peer")
+    print(json.dumps({"peak_gib": peak_gib(), "seconds": time.perf_counter() - start}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""Texts and token ids of sets that may be larger than memory: read from files by their place, in any order.
+
+Letters: N texts, T tokens of all of them, B texts of one batch, L tokens of the longest of these.
+"""
+
+import hashlib
+import json
+import mmap
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from nblib.data.lines import DataError, RowError, text_field
+from nblib.files import atomic_file, sha256_file
+
+Parse = Callable[[dict[str, Any]], str]
+
+
+def id_key(text_id: str) -> int:
+    """Shorten an id to 64 bits: the head of its sha256, so that keys sort as the hashes do."""
+    return int.from_bytes(hashlib.sha256(text_id.encode()).digest()[:8], "big")
+
+
+def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """List the positions of several spans, one span after the other: [n] starts and lengths -> [sum]."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+class JsonlTexts(Sequence[str]):
+    """The texts of a .jsonl file as a sequence that holds only where each line starts.
+
+    A worker process gets the places, not the texts: the file is mapped anew where it is first read.
+
+    Args:
+        file: plain .jsonl, one object per line.
+        starts, stops: [N] int64, first byte and end of each line, in the order of the sequence.
+        parse: gives the text of an object; a function of a module, so that it can be pickled.
+    """
+
+    def __init__(self, file: str | Path, starts: np.ndarray, stops: np.ndarray, parse: Parse) -> None:
+        self.file, self.starts, self.stops, self.parse = Path(file), starts, stops, parse
+        self.file_bytes = self.file.stat().st_size
+        self._map: mmap.mmap | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        line = self._lines()[self.starts[i] : self.stops[i]]
+        return self.parse(json.loads(line))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_map": None}
+
+    def _lines(self) -> mmap.mmap:
+        if self._map is None:
+            with open(self.file, "rb") as handle:
+                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(self._map) != self.file_bytes:
+                raise ValueError(f"{self.file} has changed since it was opened; start the run again")
+        return self._map
+
+    def select(self, positions: np.ndarray) -> "JsonlTexts":
+        """Give the texts at these positions, in this order, as another sequence over the same file."""
+        return JsonlTexts(self.file, self.starts[positions], self.stops[positions], self.parse)
+
+    @property
+    def identity(self) -> str:
+        """Hash what the texts are: the file's content and which lines are taken."""
+        digest = hashlib.sha256(sha256_file(self.file).encode())
+        digest.update(np.ascontiguousarray(self.starts))
+        return digest.hexdigest()
+
+
+def index_jsonl(file: str | Path, parse: Parse) -> tuple[np.ndarray, JsonlTexts]:
+    """Find every object of a plain .jsonl file, checking each, without keeping any text.
+
+    Args:
+        file: one JSON object with a unique "_id" per line, UTF-8.
+        parse: gives the text of an object, or raises RowError.
+
+    Returns:
+        keys: [N] uint64, id_key of each "_id". texts: the file as a sequence.
+
+    Raises:
+        DataError: a line that cannot be used, or an id that comes twice; names file and line.
+    """
+    keys, starts, stops, numbers, place = array("Q"), array("q"), array("q"), array("q"), 0
+    with open(file, "rb") as handle:
+        for number, line in enumerate(handle, 1):
+            start, place = place, place + len(line)
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8"))
+                parse(row)
+                text_id = str(row["_id"]) if type(row.get("_id")) is int else text_field(row, "_id")
+            except (ValueError, RecursionError, AttributeError, RowError) as reason:
+                raise DataError(f"{file}, line {number}: {reason}; repair the line or leave it out") from None
+            keys.append(id_key(text_id))
+            starts.append(start)
+            stops.append(place)
+            numbers.append(number)
+    if not keys:
+        raise DataError(f"{file}: no usable row; expected one JSON object per line with _id and text")
+    found = np.frombuffer(keys, np.uint64)
+    order = np.argsort(found, kind="stable")
+    if len(again := order[1:][found[order][1:] == found[order][:-1]]):
+        raise DataError(
+            f"{file}, line {numbers[again[0]]}: its _id stands on an earlier line; make ids unique"
+        )
+    return found, JsonlTexts(file, np.frombuffer(starts, np.int64), np.frombuffer(stops, np.int64), parse)
+
+
+class JoinedTexts(Sequence[str]):
+    """Several sequences of texts as one, for sets that are trained on together."""
+
+    def __init__(self, parts: Sequence[Sequence[str]]) -> None:
+        self.parts = list(parts)
+        self.ends = list(accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]  # counts from the end, or raises IndexError, as a list does
+        part = bisect_right(self.ends, i)
+        return self.parts[part][i - (self.ends[part - 1] if part else 0)]
+
+    @property
+    def identity(self) -> str:
+        """Hash what the texts are."""
+        return texts_identity(chain.from_iterable(texts_identity(part) for part in self.parts))
+
+
+def texts_identity(texts: Iterable[str]) -> str:
+    """Hash texts, by the file they come from where they say so: 64 hex digits."""
+    if identity := getattr(texts, "identity", ""):
+        return identity
+    digest = hashlib.sha256()
+    for text in texts:
+        raw = text.encode()
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def tokenizer_identity(tokenizer) -> str:
+    """Hash what a fast tokenizer does to a text, whatever it was last asked to cut: 64 hex digits."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    rules["side"] = tokenizer.truncation_side
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+class TokenStore:
+    """Token ids of N texts in one flat array, in memory or in a file that is only mapped.
+
+    Args:
+        ids: [T] int32.
+        offsets: [N + 1] int64; the ids of text i are ids[offsets[i] : offsets[i + 1]].
+        files: where the two arrays lie, if they are mapped: a worker process opens them again.
+    """
+
+    def __init__(self, ids: np.ndarray, offsets: np.ndarray, files: tuple[Path, Path] | None = None) -> None:
+        self.ids, self.offsets, self.files = ids, offsets, files
+
+    @classmethod
+    def build(
+        cls,
+        texts: Iterable[str],
+        tokenizer,
+        max_length: int = 0,
+        cache: Path | None = None,
+        batch_size: int = 2000,
+        progress: Callable[[int], None] | None = None,
+    ) -> "TokenStore":
+        """Tokenize texts once, as a stream.
+
+        Args:
+            texts: documents or queries; with a cache a sequence, since they are hashed first.
+            tokenizer: fast tokenizer; special tokens are added.
+            max_length: tokens kept per text, special ones included; 0 keeps all.
+            cache: folder of the arrays; None holds them in memory. A changed text, tokenizer or length never
+                meets old arrays, because all three are in their names.
+            batch_size: texts per batch; memory follows it where there is a cache.
+            progress: called with the number of texts done.
+
+        Raises:
+            ValueError: no text, or one without a single token.
+        """
+        batches = _encoded(texts, tokenizer, max_length, batch_size, progress)
+        if cache is None:
+            parts = list(batches)
+            lengths = np.concatenate([[0], *(lengths for lengths, _ in parts)])
+            return cls(np.concatenate([ids for _, ids in parts]), np.cumsum(lengths, dtype=np.int64))
+        key = texts_identity([texts_identity(texts), tokenizer_identity(tokenizer), str(max_length)])[:16]
+        files = Path(cache) / f"tokens-{key}.ids.npy", Path(cache) / f"tokens-{key}.offsets.npy"
+        if not files[1].exists():  # it comes into place last
+            with atomic_file(files[1]) as last, atomic_file(files[0]) as first:
+                _write(batches, first, last)
+        return cls.open(files)
+
+    @classmethod
+    def open(cls, files: tuple[Path, Path]) -> "TokenStore":
+        """Map the arrays that `build` left in a cache."""
+        return cls(*(np.load(file, mmap_mode="r") for file in files), files=files)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """Give the ids of text i: a view, int32."""
+        return self.ids[self.offsets[i] : self.offsets[i + 1]]
+
+    def __reduce__(self):
+        if self.files:
+            return TokenStore.open, (self.files,)
+        return TokenStore, (self.ids, self.offsets)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each text: [N] int64."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read the ids of some texts: ([B] lengths, [sum] int32 ids, one text after the other)."""
+        rows = np.asarray(rows, dtype=np.int64)
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        return lengths, self.ids[spans(starts, lengths)]
+
+    def pad(
+        self, rows: Sequence[int] | np.ndarray, pad_id: int, pad_to_multiple_of: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Make the input of an encoder out of some texts.
+
+        Args:
+            rows: B positions.
+            pad_id: fills up the shorter ones.
+            pad_to_multiple_of: L is rounded up to it, which suits tensor cores (8) and keeps the number of
+                shapes small; 0 leaves L as it is. It may exceed the length the texts were cut at.
+
+        Returns:
+            input_ids, attention_mask: [B, L] int64.
+        """
+        lengths, ids = self.take(rows)
+        step = max(pad_to_multiple_of, 1)
+        width = -(-int(lengths.max()) // step) * step
+        mask = np.arange(width) < lengths[:, None]  # [B, L]
+        padded = np.full(mask.shape, pad_id, dtype=np.int64)
+        padded[mask] = ids
+        return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
+
+
+def _encoded(texts: Iterable[str], tokenizer, max_length: int, batch_size: int, progress):
+    """Yield (lengths, ids) of each batch of texts."""
+    texts, done = iter(texts), 0
+    while batch := list(islice(texts, batch_size)):
+        with _truncation(tokenizer, max_length) as core:
+            found = [e.ids for e in core.encode_batch_fast(batch, add_special_tokens=True)]
+        lengths = np.array([len(ids) for ids in found], dtype=np.int64)
+        if not lengths.all():
+            raise ValueError(f"text {done + int(lengths.argmin())} has no token; drop it or give it words")
+        yield lengths, np.fromiter(chain.from_iterable(found), np.int32, lengths.sum())
+        done += len(batch)
+        if progress:
+            progress(done)
+    if not done:
+        raise ValueError("no text to tokenize; is the set empty?")
+
+
+@contextmanager
+def _truncation(tokenizer, max_length: int):
+    """Give the tokenizer's core, set to cut at max_length; what it was set to before comes back after."""
+    core = tokenizer.backend_tokenizer
+    before, padding = core.truncation, core.padding
+    core.no_padding()
+    if max_length:
+        core.enable_truncation(max_length, direction=tokenizer.truncation_side)
+    else:
+        core.no_truncation()
+    try:
+        yield core
+    finally:
+        core.enable_truncation(**before) if before else core.no_truncation()
+        if padding:
+            core.enable_padding(**padding)
+
+
+def _write(batches, ids_file: Path, offsets_file: Path) -> None:
+    """Write the flat ids and the offsets batch by batch."""
+    with open(ids_file, "wb") as ids_handle, open(offsets_file, "wb") as offsets_handle:
+        ids_out, offsets_out = _GrowingNpy(ids_handle, np.int32), _GrowingNpy(offsets_handle, np.int64)
+        offsets_out.append(np.zeros(1))
+        for lengths, ids in batches:
+            offsets_out.append(ids_out.size + np.cumsum(lengths))
+            ids_out.append(ids)
+
+
+class _GrowingNpy:
+    """A one-dimensional .npy file that grows; numpy leaves room in the header for a longer shape."""
+
+    def __init__(self, handle, dtype) -> None:
+        self.handle, self.dtype, self.size = handle, np.dtype(dtype), 0
+        self._header()
+
+    def append(self, values: np.ndarray) -> None:
+        self.handle.write(np.ascontiguousarray(values, dtype=self.dtype))
+        self.size += len(values)
+        self.handle.seek(0)
+        self._header()
+        self.handle.seek(0, 2)
+
+    def _header(self) -> None:
+        descr = npy.dtype_to_descr(self.dtype)
+        npy.write_array_header_1_0(
+            self.handle, {"descr": descr, "fortran_order": False, "shape": (self.size,)}
+        )

@@ -1,0 +1,57 @@
+"""What several processes compute together against one process with the whole batch; real processes, gloo."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nblib.distributed import share
+from nblib.files import ROOT
+from nblib.train.callbacks import read_log
+
+
+def step(backbone, folder, out, processes, rows, accumulation=1, query_side="idf"):
+    """Run tests/train/one_step.py and return the gradients of its step and its log."""
+    out.mkdir(parents=True)
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(Path(__file__).with_name("one_step.py")), str(backbone), str(folder), str(out)]
+    command += [str(rows), str(accumulation), query_side]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out / "gradients.pt"), read_log(out / "training_log.jsonl")
+
+
+SPLITS = {"2x4": (2, 4), "4x2": (4, 2), "8x1": (1, 1, 8)}  # processes, rows, accumulation
+
+
+@pytest.mark.parametrize(("query_side", "splits"), [("learned-idf", "2x4 4x2 8x1"), ("siamese", "2x4")])
+def test_gradient_depends_on_neither_processes_nor_accumulation(
+    tiny_backbone, mined_set, tmp_path, query_side, splits
+):
+    whole, log = step(tiny_backbone, mined_set, tmp_path / "1x8", 1, 8, query_side=query_side)
+    assert ("query_weights" in whole) == (query_side == "learned-idf")
+    for name in splits.split():
+        part, part_log = step(tiny_backbone, mined_set, tmp_path / name, *SPLITS[name], query_side=query_side)
+        assert part.keys() == whole.keys()
+        for parameter, gradient in whole.items():
+            far = (part[parameter] - gradient).abs().max() / gradient.abs().max().clamp_min(1e-3)
+            print(name, parameter, float(far), float(gradient.abs().max()))
+            assert far < 1e-5, f"{name}: {parameter} differs by {far:.1e}"
+        for term, value in log[0].items():
+            if term not in ("examples_per_s", "d_nnz", "q_nnz"):
+                assert part_log[0][term] == pytest.approx(value, rel=1e-5), f"{name}: {term}"
+
+
+def test_shares_cover_all_items_once():
+    for n in range(12):
+        for parts in (1, 2, 3, 5):
+            cut = [share(n, part, parts) for part in range(parts)]
+            assert [i for s in cut for i in range(n)[s]] == list(range(n))
+            sizes = [s.stop - s.start for s in cut]
+            assert max(sizes) - min(sizes) <= 1
