@@ -159,11 +159,11 @@ def triplet_margin(scores: Tensor, positives: Tensor, margin: float) -> Tensor:
 def lexical_loss(d_reps: Tensor, targets: Tensor, idf: Tensor) -> Tensor:
     """Pull the weights of a document's own tokens towards given ones; expansion terms are left alone.
 
-    sum over documents and their own tokens of idf_j (w_j - target_j)^2 / (D x mean idf of these tokens)
+    sum over documents and their own tokens of (idf_j (w_j - target_j))^2 / (D x mean idf^2 of these tokens)
 
     A ranking loss says little about each weight, this one names all of them: a few dozen batches bring an
-    encoder near BM25, from where the teachers take over. IDF keeps it from holding up stop words, which
-    the penalty should remove. Not part of the paper.
+    encoder near BM25, from where the teachers take over. idf_j w_j is what a token adds to a score, so it is
+    the error of scores that is squared: common tokens are left to the penalty. Not part of the paper.
 
     Args:
         d_reps: [D_own, V] encoder output.
@@ -174,7 +174,7 @@ def lexical_loss(d_reps: Tensor, targets: Tensor, idf: Tensor) -> Tensor:
         scalar, over the documents of all processes.
     """
     own = targets > 0
-    weight = idf.expand_as(targets)[own]
+    weight = idf.square().expand_as(targets)[own]
     error = (weight * (d_reps[own] - targets[own]).square()).sum()
     counts = [weight.sum(), own.sum().to(error), error.new_tensor(float(len(d_reps)))]
     error, weights, tokens, documents = sum_over_processes(torch.stack([error, *counts]))

@@ -222,8 +222,8 @@ def test_info_nce_leaves_other_positives_out():
 def test_lexical_loss_by_hand():
     reps = torch.tensor([[1.0, 2.0, 9.0], [0.0, 0.0, 0.0]])
     targets = torch.tensor([[2.0, 2.0, 0.0], [0.0, 1.0, 0.0]])
-    # errors 1, 0 and 1 with idf 4, 1, 1: (4 x 1 + 1 x 0 + 1 x 1) / mean idf 2 / 2 documents
-    assert lexical_loss(reps, targets, torch.tensor([4.0, 1.0, 7.0])).item() == pytest.approx(1.25)
+    # errors 1, 0 and 1 with idf 4, 1, 1: (16 x 1 + 1 x 0 + 1 x 1) / mean square 6 / 2 documents
+    assert lexical_loss(reps, targets, torch.tensor([4.0, 1.0, 7.0])).item() == pytest.approx(17 / 12)
 
 
 TERMS = [f.name for f in fields(LossWeights)][:10]  # the others are settings

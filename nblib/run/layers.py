@@ -14,6 +14,9 @@ from nblib.files import ROOT, at_root
 from nblib.run.keys import cell_defaults, marked
 from nblib.run.params import BY_NOTEBOOK, From, NotebookParams
 
+PROFILE = "profile.yaml"  # in a profile's folder: what the profile runs
+CHAIN = ("01", "06")  # what it runs without one: the first to the last notebook of the chain
+
 
 class BadRequest(ValueError):
     """What the user asked for cannot be run; the message names the place and the cure."""
@@ -30,6 +33,21 @@ class Project:
     def names(self) -> list[str]:
         """List the notebooks in the order in which they run."""
         return sorted(path.stem for path in self.notebooks.glob("[0-9][0-9]_*.ipynb"))
+
+    def chain(self, profiles: list[str]) -> list[str]:
+        """List the notebooks that the profiles run; the rightmost that says so decides.
+
+        Raises:
+            BadRequest: a profile.yaml that does not list notebooks.
+        """
+        for profile in reversed(profiles):
+            file = self.params / profile / PROFILE
+            if file.exists():
+                asked = read_layer(file).get("notebooks", (None, ""))[0]
+                if not isinstance(asked, list) or not asked:
+                    raise BadRequest(f"{relative(file)}: want the one line `notebooks: [01, ...]`")
+                return sorted({pick(self.names(), str(name)) for name in asked})
+        return [name for name in self.names() if CHAIN[0] <= name[:2] <= CHAIN[1]]
 
     def profiles(self) -> list[str]:
         """List the profiles."""
@@ -119,7 +137,7 @@ def check_profiles(project: Project, profiles: list[str]) -> None:
         if not profile or not folder.is_dir():
             raise BadRequest(f"unknown profile {profile}; {hint(profile, project.profiles())}")
         for file in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-            names = sorted({*project.names(), *project.models})
+            names = sorted({*project.names(), *project.models, Path(PROFILE).stem})
             if file.suffix != ".yaml" or file.stem not in names:
                 raise BadRequest(
                     f"{relative(file)}: no notebook reads it; {hint(file.name, [f'{n}.yaml' for n in names])}"

@@ -193,6 +193,46 @@ class ExportParams(NotebookParams):
     run_dir: Name
 
 
+SpeedPart = Literal["steps", "memory", "encode", "idf", "quality"]
+
+
+class SpeedParams(NotebookParams):
+    data_dir: DataDir
+    idf_dir: IdfDir
+    pretrain_dir: PretrainDir
+    dataset: Name
+    dev_set: Name
+    parts: Annotated[list[SpeedPart], Field(min_length=1)]
+    step_documents: Annotated[list[Positive], Field(min_length=1)]  # batch sizes
+    step_length: Positive  # tokens
+    repeats: Positive
+    memory_documents: Positive
+    memory_length: Positive
+    large_vocabulary: Annotated[int, Field(ge=2000)]
+    peer_documents: Annotated[list[Positive], Field(min_length=2)]
+    encode_documents: Positive
+    encode_length: Positive
+    idf_passages: Annotated[int, Field(ge=10)]
+    minutes: PositiveFloat  # of training, each side
+    dense_teacher: OptionalModel
+    dense_weight: Weight
+    sparse_weight: Weight
+    bm25_analyzer: Analyzer
+    max_length: Positive
+    max_train_docs: Count
+    batch_size: Positive
+    num_hard_negatives: Positive
+    learning_rate: PositiveFloat
+    learning_rate_head: PositiveFloat
+    lambda_flops: Weight
+    scale_constant_S: PositiveFloat
+    infonce_weight: Weight
+    lexical_weight: Weight
+    temperature: PositiveFloat
+    seed: Seed
+    run_dir: Name
+
+
 BY_NOTEBOOK: dict[str, type[NotebookParams]] = {
     "01_data_prep": DataPrepParams,
     "02_idf": IdfParams,
@@ -200,4 +240,5 @@ BY_NOTEBOOK: dict[str, type[NotebookParams]] = {
     "04_finetune": FinetuneParams,
     "05_beir_eval": BeirEvalParams,
     "06_export": ExportParams,
+    "12_speed": SpeedParams,
 }

@@ -21,6 +21,7 @@ COLUMNS = {
     "diff_vs_bm25": "against bm25",
     "p_holm_vs_bm25": "p (Holm)",
 }
+SUMMARY = "12"  # the notebook whose rows stand for its whole profile
 KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "wall_s", "peak_gib", "status")
 
 
@@ -50,6 +51,8 @@ def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
     with atomic_folder(reference / profile) as tmp:
         for name, manifest in steps.items():
             _copy_step(folder / name, tmp / name)
+            if name.startswith(SUMMARY):
+                shutil.copyfile(folder / name / "metrics.json", tmp / "metrics.json")
             write_json(tmp / name / "run.json", {key: manifest[key] for key in KEPT if key in manifest})
     if readme.exists():
         text = replace_block(readme.read_text(encoding="utf-8"), profile, block(folder, steps))

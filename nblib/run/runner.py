@@ -75,7 +75,7 @@ def plan(project: Project, request: Request) -> list[Step]:
     names = project.names()
     if not names:
         raise BadRequest(f"no notebooks NN_name.ipynb in {relative(project.notebooks)}")
-    selected = [pick(names, request.only)] if request.only else names
+    selected = [pick(names, request.only)] if request.only else project.chain(request.profiles)
     if request.start:
         first = pick(names, request.start)
         selected = [name for name in selected if name >= first]

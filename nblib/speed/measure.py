@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,8 +32,12 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warmups: i
 
 def peak_gib() -> float:
     """Peak memory of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
-    return used / (2**20 if sys.platform == "linux" else 2**30)
+    status = Path("/proc/self/status")  # on Linux ru_maxrss begins with the peak of the parent process
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 2**20
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    return used / 2**30
 
 
 def in_fresh_process(module: str, **job: Any) -> dict[str, Any]:

@@ -48,6 +48,12 @@ def open_finetuning(params) -> Path:
     return _open_run(params, inputs)
 
 
+def open_speed(params) -> Path:
+    """Check the inputs of 12 and open its artifacts folder, see _open_run."""
+    sets = [built_set(params.data_dir, name) for name in (params.dataset, params.dev_set)]
+    return _open_run(params, [*sets, _idf_file(params), _pretrained(params)])
+
+
 def _idf_file(params) -> Path:
     return built(params.idf_dir, "idf.json", "02_idf", "count the corpus")
 
@@ -59,6 +65,11 @@ def _pretrained(params) -> Path:
 def query_weights(params, encoder: NeuralSparseEncoder) -> np.ndarray:
     """Read 02's idf.json as [V] float32 over the encoder's tokens."""
     return load_idf(_idf_file(params), encoder.tokenizer)
+
+
+def pretrained_model(params) -> Path:
+    """Name the folder of 03's model."""
+    return _pretrained(params)
 
 
 def pretrained_encoder(params) -> tuple[NeuralSparseEncoder, np.ndarray]:
