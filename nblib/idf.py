@@ -15,6 +15,8 @@ from nblib.data.lines import Checker, RowError, read_objects, with_gz
 from nblib.files import at_root, sha256_file, write_json, write_text
 from nblib.run.progress import report
 
+PIECE = 2_000  # documents tokenized in one go; more fill memory and are no faster
+
 
 def count_df(
     texts: Iterable[str],
@@ -24,12 +26,12 @@ def count_df(
 ) -> tuple[np.ndarray, int]:
     """Count, for each token id, the documents that hold it at least once.
 
-    The tokenizer's own threads use all cores within a batch; memory follows the batch, not the corpus.
+    The tokenizer's own threads use all cores within a piece; memory follows the batch, not the corpus.
 
     Args:
         texts: documents, any iterable.
         tokenizer: fast tokenizer; whole documents are read, without special tokens.
-        batch_size: documents per batch; two batches are in memory at a time.
+        batch_size: documents in memory at most, in three pieces: counted, tokenized and read.
         progress: called with the number of documents seen so far.
 
     Returns:
@@ -44,8 +46,8 @@ def count_df(
     core = tokenizer.backend_tokenizer
     core.no_truncation()
     core.no_padding()
-    for encodings in _encoded(core, iter(texts), batch_size):
-        df += _batch_df(encodings, len(df))
+    for encodings in _encoded(core, iter(texts), max(1, min(batch_size // 3, PIECE))):
+        df += _piece_df(encodings, len(df))
         n_docs += len(encodings)
         if progress:
             progress(n_docs)
@@ -54,12 +56,12 @@ def count_df(
     return df, n_docs
 
 
-def _encoded(core, texts: Iterator[str], batch_size: int) -> Iterator[list]:
-    """Tokenize batch by batch; the next one runs in a thread while the caller reads and counts."""
+def _encoded(core, texts: Iterator[str], size: int) -> Iterator[list]:
+    """Tokenize piece by piece; the next one runs in a thread while the caller counts and reads on."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         ahead = None
-        while batch := list(islice(texts, batch_size)):
-            running = thread.submit(core.encode_batch_fast, batch, add_special_tokens=False)
+        while piece := list(islice(texts, size)):
+            running = thread.submit(core.encode_batch_fast, piece, add_special_tokens=False)
             if ahead:
                 yield ahead.result()
             ahead = running
@@ -67,8 +69,8 @@ def _encoded(core, texts: Iterator[str], batch_size: int) -> Iterator[list]:
             yield ahead.result()
 
 
-def _batch_df(encodings: list, vocab_size: int) -> np.ndarray:
-    """Count the documents of one batch per token id: [V] int64."""
+def _piece_df(encodings: list, vocab_size: int) -> np.ndarray:
+    """Count the documents of one piece per token id: [V] int64."""
     lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
     # One pass over all ids: a call of NumPy per document would cost more than the counting itself.
     ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, lengths.sum())
@@ -231,6 +233,12 @@ def load_idf(path: str | Path, tokenizer, default_idf: float = 1.0) -> np.ndarra
         raise ValueError(f"{path}: token {token!r} has weight {weights.get(token)}; want finite and >= 0")
     idf[tokenizer.all_special_ids] = 0.0
     return idf
+
+
+def query_weights_file(idf_path: str | Path, model_folder: str | Path) -> Path:
+    """Name the query weights that belong to a model: its own where it was trained with others than 02's."""
+    own = Path(model_folder) / "idf.json"
+    return own if own.exists() else Path(idf_path)
 
 
 def token_matrix(

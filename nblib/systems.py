@@ -3,6 +3,7 @@
 N documents, Q queries, V terms (of a vocabulary or of an index), H dimensions of a dense vector.
 """
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from scipy.sparse import csr_matrix, issparse
 
 from nblib.backbones import load, load_tokenizer, resolve
 from nblib.evaluate import sparse_cost
-from nblib.files import at_root, atomic_file, sha256_paths
-from nblib.idf import load_idf, query_matrix, token_matrix
+from nblib.files import at_root, atomic_file, read_json, sha256_paths
+from nblib.idf import load_idf, query_matrix, query_weights_file, token_matrix
 from nblib.run.progress import report
 from nblib.search.bm25 import Bm25
 from nblib.search.exact import postings, top_k_dense, top_k_postings
@@ -147,24 +148,35 @@ def idf_bag(tokenizer: Any, idf: np.ndarray, max_length: int) -> System:
 def learned_sparse(
     name: str, folder: str | Path, idf_path: str | Path, max_length: int, batch_size: int, cache: Path
 ) -> System:
-    """A NeuralSparseEncoder folder of 03 or 04: documents through the encoder, queries as IDF bags."""
-    tokenizer = load_tokenizer(str(folder))
-    idf = load_idf(idf_path, tokenizer)
+    """A NeuralSparseEncoder folder of 03 or 04: documents through the encoder, queries as IDF bags.
 
-    def encode(texts: list[str]) -> Reps:
+    A model that was trained with a siamese query side reads queries with the encoder, too.
+    """
+    tokenizer = load_tokenizer(str(folder))
+    idf = load_idf(query_weights_file(idf_path, folder), tokenizer)
+    siamese = read_json(Path(folder) / "sparse_config.json").get("query_side") == "siamese"
+
+    @functools.cache
+    def model():
         import torch
 
         from nblib.model.encoder import NeuralSparseEncoder
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return NeuralSparseEncoder.load(folder, max_length).to(device)
+
+    def encode(texts: list[str]) -> Reps:
         from nblib.precision import quick_fp32
 
-        label, model = f"{name}: documents", NeuralSparseEncoder.load(folder, max_length)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
         with quick_fp32():
-            return model.encode_documents(texts, batch_size, lambda n: report(label, n, len(texts)))
+            return model().encode_documents(
+                texts, batch_size, lambda n: report(f"{name}: documents", n, len(texts))
+            )
 
     def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
         d_reps, seconds = cached(cache, [sha256_paths([folder]), str(max_length)], texts, encode)
-        return d_reps, lambda queries: query_matrix(queries, tokenizer, idf), seconds
+        bags = lambda queries: query_matrix(queries, tokenizer, idf)  # noqa: E731
+        return d_reps, encode if siamese else bags, seconds
 
     return System(name, index, tokenizer)
 

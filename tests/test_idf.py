@@ -56,9 +56,9 @@ def test_documents_without_tokens_are_documents(tok):
     assert n_docs == 2 and df.sum() == 0
 
 
-def test_a_token_of_all_documents_of_a_full_batch(tok):
-    df, _ = idf.count_df(["cat dog cat"] * 300 + ["dog"] * 10, tok, batch_size=300)
-    assert df[tok.convert_tokens_to_ids(["cat", "dog"])].tolist() == [300, 310]
+def test_a_token_of_very_many_documents(tok):
+    df, _ = idf.count_df(["cat dog cat"] * 3000 + ["dog"] * 10, tok)  # 2,000 are a piece
+    assert df[tok.convert_tokens_to_ids(["cat", "dog"])].tolist() == [3000, 3010]
 
 
 def test_the_corpus_is_read_as_it_is_counted(tok):
@@ -70,8 +70,10 @@ def test_the_corpus_is_read_as_it_is_counted(tok):
             read += 1
             yield "cat"
 
-    df, _ = idf.count_df(texts(), tok, 10, progress=lambda done: ahead.append(read - done))
-    assert df.sum() == 100 and len(ahead) == 10 and max(ahead) <= 10, "one batch ahead of the counting"
+    df, _ = idf.count_df(texts(), tok, 30, progress=lambda done: ahead.append(read - done))
+    assert df.sum() == 100 and len(ahead) == 10 and max(ahead) == 10, (
+        "10 documents are counted, 10 are being tokenized"
+    )
 
 
 def test_long_documents_are_counted_to_the_end(tok):

@@ -14,7 +14,7 @@ from nblib.run.layers import Project, check_profiles, resolve
 from nblib.run.params import BY_NOTEBOOK, From
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-LAYERS = sorted((ROOT / "params").glob("*/*.yaml"))
+LAYERS = sorted((ROOT / "params").glob("*/[0-9][0-9]_*.yaml"))
 MAX_CELLS, MAX_LINES, MAX_FUNCTIONS = 30, 15, 1
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

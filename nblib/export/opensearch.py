@@ -19,6 +19,7 @@ from nblib.export.sentence_transformers import (
     muted_mlm,
     no_bars,
     plain_tokenizer,
+    refuse_siamese,
 )
 from nblib.export.trace import trace_in_fresh_process, write_zip
 from nblib.files import ROOT, sha256_file, write_json
@@ -126,6 +127,7 @@ def export_opensearch(
             raise ValueError(f"{label} {value!r}: use letters, digits, dot, dash and underscore only")
     if not 0 <= prune_ratio < 1:
         raise ValueError(f"prune_ratio {prune_ratio}: want 0 to below 1, 1 would drop every term")
+    refuse_siamese(encoder)
     max_length, idf = checked_length(encoder, max_length), checked_idf(encoder, idf)
     tokenizer = tokenizer_json(encoder, max_length)
     weights = [round(float(w), 6) for w in idf]
@@ -154,7 +156,7 @@ def _traced(encoder: NeuralSparseEncoder, prune_ratio: float) -> bytes:
     with no_bars(), tempfile.TemporaryDirectory() as scratch:
         muted_mlm(encoder).save_pretrained(scratch)
         path = Path(scratch) / "model.pt"
-        trace_in_fresh_process(Path(scratch), encoder.special_ids, prune_ratio, path)
+        trace_in_fresh_process(Path(scratch), encoder.special_ids, prune_ratio, path, encoder.pooling)
         return path.read_bytes()
 
 

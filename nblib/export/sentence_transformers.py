@@ -96,6 +96,15 @@ def checked_idf(encoder: NeuralSparseEncoder, idf: np.ndarray) -> np.ndarray:
     return idf
 
 
+def refuse_siamese(encoder: NeuralSparseEncoder) -> None:
+    """Raise ValueError for a model whose queries need the encoder too; both exports weigh query tokens."""
+    if encoder.query_side == "siamese":
+        raise ValueError(
+            "this model was trained with query_side siamese: its queries are no bags of weighted tokens. "
+            "Train with idf, learned-idf or binary to export it, or encode queries with NeuralSparseEncoder"
+        )
+
+
 def export_sentence_transformers(
     encoder: NeuralSparseEncoder, idf: np.ndarray, folder: str | Path, max_length: int | None = None
 ) -> Path:
@@ -118,8 +127,14 @@ def export_sentence_transformers(
         The folder.
 
     Raises:
-        ValueError: idf does not fit the tokenizer, max_length exceeds the positions, or no decoder bias.
+        ValueError: idf does not fit the tokenizer, max_length exceeds the positions, no decoder bias, a
+            siamese model, or an activation_threshold, which this layout cannot carry.
     """
+    refuse_siamese(encoder)
+    if encoder.pooling.activation_threshold:
+        raise ValueError(
+            "sentence-transformers has no activation_threshold: train with 0.0, or prune at search instead"
+        )
     from sentence_transformers import SparseEncoder
     from sentence_transformers.sparse_encoder.modules import (
         Router,
@@ -135,14 +150,16 @@ def export_sentence_transformers(
         tokenizer.save_pretrained(tmp)
         document = Transformer(str(tmp), transformer_task="fill-mask", max_seq_length=max_length)
         query = SparseStaticEmbedding(tokenizer, torch.from_numpy(idf.copy()), frozen=True)
-        pooling = SpladePooling("max", embedding_dimension=encoder.vocab_size)
+        pooling = SpladePooling(
+            encoder.pooling.strategy, encoder.pooling.activation, embedding_dimension=encoder.vocab_size
+        )
         router = Router.for_query_document([query], [document, pooling])
         model = SparseEncoder(modules=[router], similarity_fn_name="dot", device="cpu")
         model.save_pretrained(str(tmp), create_model_card=False)
         _move_document_to_root(tmp)
         tokens = tokenizer.convert_ids_to_tokens(range(encoder.vocab_size))
         write_json(tmp / "idf.json", {t: round(float(w), 6) for t, w in zip(tokens, idf, strict=True)})
-        write_json(tmp / CONFIG, {"max_length": max_length, "use_relu": True})
+        write_json(tmp / CONFIG, encoder.settings(max_length))
         for file in filter(Path.is_file, tmp.rglob("*")):
             file.chmod(0o644)  # safetensors writes 0600, which another user of a shared folder cannot read
     return Path(folder)

@@ -12,12 +12,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from nblib.files import ROOT, atomic_file
+from nblib.model.encoder import Pooling
+from nblib.model.head import activate
 
 DROPPED = (".debug_pkl", "/.data/serialization_id")  # both hold or hash this machine's source paths
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
@@ -30,12 +33,16 @@ class DocumentModule(nn.Module):
         mlm: masked-LM model with eager attention; OpenSearch 2.x's libtorch cannot run an SDPA trace.
         special_ids: ids whose weight is always 0.
         prune_ratio: weights of at most this share of the document's largest become 0; 0 keeps all.
+        pooling: fields of nblib.model.encoder.Pooling that are not the default ones.
     """
 
-    def __init__(self, mlm: nn.Module, special_ids: list[int], prune_ratio: float = 0.0) -> None:
+    def __init__(
+        self, mlm: nn.Module, special_ids: list[int], prune_ratio: float = 0.0, pooling: dict | None = None
+    ) -> None:
         super().__init__()
         self.mlm = mlm
         self.prune_ratio = prune_ratio
+        self.pooling = Pooling(**(pooling or {}))
         term_mask = torch.ones(mlm.get_output_embeddings().out_features)
         term_mask[special_ids] = 0.0
         self.register_buffer("term_mask", term_mask)
@@ -44,20 +51,27 @@ class DocumentModule(nn.Module):
         """Encode one batch: int64 [B, L] input_ids and attention_mask -> {"output": float [B, V]}."""
         mask = inputs["attention_mask"]
         logits = self.mlm(input_ids=inputs["input_ids"], attention_mask=mask).logits  # [B, L, V]
-        top = (logits * mask.unsqueeze(-1)).amax(dim=1)  # a padded 0 cannot pass the relu
-        reps = torch.log1p(torch.relu(top)) * self.term_mask
+        logits = logits * mask.unsqueeze(-1)  # a padded 0 cannot pass the relu
+        if self.pooling.strategy == "max":
+            reps = activate(logits.amax(dim=1), self.pooling.activation) * self.term_mask
+        else:
+            reps = activate(logits, self.pooling.activation).sum(dim=1) * self.term_mask
+        if self.pooling.activation_threshold > 0:
+            reps = reps * (reps >= self.pooling.activation_threshold)
         if self.prune_ratio > 0:
             reps = reps * (reps > reps.amax(dim=1, keepdim=True) * self.prune_ratio)
         return {"output": reps}
 
 
-def trace_in_fresh_process(mlm_folder: Path, special_ids: list[int], prune_ratio: float, path: Path) -> None:
+def trace_in_fresh_process(
+    mlm_folder: Path, special_ids: list[int], prune_ratio: float, path: Path, pooling: Pooling
+) -> None:
     """Trace the masked-LM folder into the TorchScript file `path`.
 
     Raises:
         RuntimeError: the trace failed; holds the end of its error output.
     """
-    job = {"special_ids": list(special_ids), "prune_ratio": prune_ratio}
+    job = {"special_ids": list(special_ids), "prune_ratio": prune_ratio, "pooling": asdict(pooling)}
     run_python_module("nblib.export.trace", str(mlm_folder), str(path), json.dumps(job))
 
 
@@ -103,7 +117,7 @@ def without_machine_traces(source: Path, path: Path) -> None:
 
 
 def main() -> None:
-    """Trace a masked-LM folder on the CPU in float32; job: {"special_ids": [...], "prune_ratio": 0.0}."""
+    """Trace a masked-LM folder on the CPU in float32; job: {"special_ids", "prune_ratio", "pooling"}."""
     from transformers import AutoModelForMaskedLM
 
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -100,6 +100,7 @@ class NeuralSparseEncoder(nn.Module):
         self.max_length = max_length
         self.use_relu = use_relu
         self.pooling = pooling or Pooling()
+        self.query_side = "idf"  # what it was trained with, see nblib.model.retriever
         self.mini_batch = 0  # documents per slice that the backward pass computes anew; 0 keeps all in memory
         self.screen = False  # see max_logits; nblib.precision sets it where it pays
         self.adapters: tuple = ()  # peft's view of the backbone, see nblib.model.lora; not a submodule
@@ -278,8 +279,16 @@ class NeuralSparseEncoder(nn.Module):
         base = self.mlm.base_model_prefix + "."
         own = {n for n, p in self.mlm.named_parameters() if not n.startswith(base) and id(p) not in tied}
         torch.save({n: state[n].cpu() for n in own}, folder / "neural_sparse_head.pt")
-        config = {"max_length": self.max_length, "use_relu": self.use_relu, "pooling": asdict(self.pooling)}
-        write_json(folder / CONFIG, config)
+        write_json(folder / CONFIG, self.settings())
+
+    def settings(self, max_length: int | None = None) -> dict:
+        """Give what sparse_config.json holds, with another max_length if one is given."""
+        return {
+            "max_length": max_length or self.max_length,
+            "use_relu": self.use_relu,
+            "pooling": asdict(self.pooling),
+            "query_side": self.query_side,
+        }
 
     @classmethod
     def load(cls, folder: str | Path, max_length: int | None = None) -> "NeuralSparseEncoder":
@@ -292,7 +301,9 @@ class NeuralSparseEncoder(nn.Module):
             raise FileNotFoundError(f"{folder} holds no {CONFIG}; run 03_pretrain or 04_finetune first")
         config = read_json(Path(folder) / CONFIG)
         pooling = Pooling(**config.get("pooling", {}))
-        return cls(str(folder), max_length or config["max_length"], config["use_relu"], pooling=pooling)
+        encoder = cls(str(folder), max_length or config["max_length"], config["use_relu"], pooling=pooling)
+        encoder.query_side = config.get("query_side", "idf")
+        return encoder
 
 
 def pad(ids: list[list[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

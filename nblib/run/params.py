@@ -131,6 +131,9 @@ class _TrainParams(NotebookParams):
 
 class PretrainParams(_TrainParams):
     backbone: Model
+    pooling: Literal["max", "sum"]  # over the positions of a text
+    activation: Literal["relu", "log1p_relu"]  # log1p once or twice
+    activation_threshold: Weight  # smaller weights become 0
     head_steps: Count  # masked-LM warm-up of the head, encoder frozen
     head_batch_size: Positive
     head_learning_rate: PositiveFloat
@@ -143,6 +146,68 @@ class FinetuneParams(_TrainParams):
     pretrain_dir: PretrainDir
     gradient_accumulation_steps: Positive
     guard_steps: Positive  # bad steps in a row (collapsed or dense reps) that stop the run
+    query_side: Literal["idf", "learned-idf", "binary", "siamese"]
+    learning_rate_idf: PositiveFloat  # of learned-idf
+    query_max_length: Count  # tokens, 0 = all
+    kl_weight: Weight
+    margin_mse_weight: Weight
+    triplet_weight: Weight
+    margin: Weight
+    lambda_l1: Weight
+    lambda_idf: Weight  # IDF inside the penalty
+    idf_alpha: Weight
+    idf_beta: Weight
+    lambda_df: Weight  # DF-FLOPS
+    anti_zero_weight: Weight
+    l0_threshold: Count  # documents of so few terms are free of penalties
+    sparse_teacher: OptionalModel  # "" = BM25
+    cross_teacher: OptionalModel  # "" = none
+    cross_weight: Weight
+    given_weight: Weight  # of the scores in the training rows
+    normalise_teachers: bool
+    more_datasets: list[str]  # built sets beside `dataset`; a batch comes from one
+    mixing: list[Weight]  # share of each set; [] = by size
+    hard_negative_ratio: Ratio  # the rest are random documents
+    stages: list[dict]  # of a curriculum
+    bucket_factor: Count  # 0 = no bucketing by length
+    pad_to_multiple_of: Count
+    workers: Count
+    num_epochs: Weight  # above 0 it replaces num_steps
+    warmup_ratio: Ratio  # above 0 it replaces warmup_steps
+    lr_scheduler: Literal["linear", "cosine", "constant"]
+    num_cycles: PositiveFloat
+    weight_decay: Weight
+    max_grad_norm: Weight
+    gradient_checkpointing: bool
+    compile: bool
+    lora_r: Count  # 0 = all weights train
+    lora_alpha: Positive
+    lora_dropout: Ratio
+    dev_set: str  # "" = none
+    eval_steps: Count
+    patience: Count
+    min_delta: Weight
+    early_stop_on: Literal["ndcg_at_10", "loss"]
+    wandb: bool
+
+    @model_validator(mode="after")
+    def check_together(self) -> Self:
+        """Refuse settings that need each other, before any step starts."""
+        if self.patience and not self.eval_steps:
+            raise ValueError("patience without eval_steps: say how often dev data are measured")
+        if self.eval_steps and not self.dev_set:
+            raise ValueError("eval_steps without dev_set: name a built set with a dev split")
+        if self.patience and self.save_steps != self.eval_steps:
+            raise ValueError(
+                f"save_steps {self.save_steps} is not eval_steps {self.eval_steps}: "
+                "they must be equal, so that the best model is kept"
+            )
+        if self.cross_weight and not self.cross_teacher:
+            raise ValueError("cross_weight without cross_teacher: name a cross-encoder")
+        sets = 1 + len(self.more_datasets)
+        if self.mixing and len(self.mixing) != sets:
+            raise ValueError(f"mixing names {len(self.mixing)} weights for {sets} data sets")
+        return self
 
 
 System = Literal["bm25", "bm25-tokens", "dense", "idf-bag", "pretrained", "finetuned"]

@@ -1,7 +1,5 @@
 """Relevance on dev data while a model trains: what early stopping and the curves over time go by."""
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from scipy import sparse
@@ -9,7 +7,6 @@ from scipy import sparse
 from nblib.evaluate import mean_scores, score_run, sparse_cost
 from nblib.experiment import EvalSet
 from nblib.idf import token_matrix
-from nblib.losses import SparseLoss
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.retriever import SparseRetriever
 from nblib.precision import quick_fp32
@@ -30,7 +27,7 @@ class DevSearch:
         self.data, self.batch_size = data, batch_size
 
     def __call__(self, retriever: SparseRetriever) -> dict[str, float]:
-        """Measure a retriever: {"ndcg_at_10", "mrr_at_10", "flops", "d_nnz"}."""
+        """Measure a retriever: {"ndcg_at_10", "mrr_at_10", "loss", "flops", "d_nnz"}."""
         encoder = retriever.encoder
         if retriever.query_side == "siamese":
             q_reps = encoder.encode_documents(self.data.queries, self.batch_size)
@@ -46,35 +43,37 @@ class DevSearch:
         run = to_run(self.data.query_ids, self.data.doc_ids, index, scores)
         found = mean_scores(score_run(self.data.qrels, run, k_values=(10,)))
         cost = sparse_cost(q_reps, d_reps)
-        names = ("ndcg_at_10", "mrr_at_10")
-        return {n: found[n] for n in names} | {"flops": cost["flops"], "d_nnz": cost["d_nnz"]}
+        loss = contrastive_loss(scores, index, self._positive_scores(q_reps, d_reps))
+        measured = {name: found[name] for name in ("ndcg_at_10", "mrr_at_10")} | {"loss": loss}
+        return measured | {name: cost[name] for name in ("flops", "d_nnz")}
+
+    def _positive_scores(
+        self, q_reps: sparse.csr_matrix, d_reps: sparse.csr_matrix
+    ) -> list[dict[int, float]]:
+        """Score each query's relevant documents: document number -> score."""
+        place = {doc_id: i for i, doc_id in enumerate(self.data.doc_ids)}
+        judged = [self.data.qrels[query_id] for query_id in self.data.query_ids]
+        relevant = [[place[d] for d, grade in one.items() if grade > 0 and d in place] for one in judged]
+        rows = np.repeat(np.arange(len(relevant)), [len(one) for one in relevant])
+        columns = np.array([d for one in relevant for d in one], dtype=np.int64)
+        scores = iter(np.asarray(q_reps[rows].multiply(d_reps[columns]).sum(axis=1)).ravel().tolist())
+        return [{d: next(scores) for d in one} for one in relevant]
 
 
 def _row(idf: torch.Tensor) -> np.ndarray:
     return idf.detach().cpu().numpy()[None]
 
 
-class DevLoss:
-    """The training loss on rows held out from training, at full strength of the penalties.
+def contrastive_loss(scores: np.ndarray, index: np.ndarray, positive: list[dict[int, float]]) -> float:
+    """Mean of -log(e^s / sum of e^s over the best documents) over each query's relevant documents.
 
     Args:
-        collate: collator of the held-out rows' set.
-        rows: held-out rows.
-        loss_fn: as in training.
-        batch_rows: rows per batch.
+        scores: [Q, k] of the best documents, -inf or anything where index is -1.
+        index: [Q, k] document numbers, -1 = no hit.
+        positive: per query, relevant document -> its score.
     """
-
-    def __init__(self, collate: Callable, rows: list, loss_fn: SparseLoss, batch_rows: int = 16) -> None:
-        self.collate, self.rows, self.loss_fn, self.batch_rows = collate, rows, loss_fn, batch_rows
-
-    @torch.inference_mode()
-    def __call__(self, retriever: SparseRetriever) -> dict[str, float]:
-        """Measure a retriever: {"loss"}."""
-        losses = []
-        for start in range(0, len(self.rows), self.batch_rows):
-            batch = self.collate(self.rows[start : start + self.batch_rows])
-            batch = {name: tensor.to(retriever.encoder.device) for name, tensor in batch.items()}
-            q_reps, d_reps = retriever(batch)
-            given = batch.get("teacher"), batch.get("lexical")
-            losses.append(float(self.loss_fn(q_reps, d_reps, batch["positives"], *given)["loss"]))
-        return {"loss": float(np.mean(losses))}
+    losses = []
+    for row, numbers, relevant in zip(scores, index, positive, strict=True):
+        others = row[(numbers >= 0) & ~np.isin(numbers, list(relevant))]
+        losses += [np.logaddexp.reduce([score, *others]) - score for score in relevant.values()]
+    return float(np.mean(losses))

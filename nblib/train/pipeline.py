@@ -1,19 +1,22 @@
 """The two training steps as the notebooks 03 and 04 call them, from typed parameters to a model folder."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from nblib.experiment import load_eval_set
 from nblib.files import at_root, atomic_folder, read_json, sha256_paths, write_json
 from nblib.idf import load_idf
-from nblib.model.encoder import CONFIG, NeuralSparseEncoder
+from nblib.model.encoder import CONFIG, NeuralSparseEncoder, Pooling
 from nblib.run.progress import report
-from nblib.teachers import BM25_PREFIX, EnsembleTeacher
+from nblib.teachers import BM25_PREFIX, EnsembleTeacher, training_pairs
 from nblib.train.callbacks import read_log
 from nblib.train.checkpoints import prepare_resume
 from nblib.train.config import TrainConfig
 from nblib.train.data import TrainingSet, load_training_set
+from nblib.train.dev import DevSearch
 from nblib.train.warmup import warm_up_head
 
 
@@ -98,8 +101,22 @@ def _open_run(params, inputs: list[Path]) -> Path:
 
 def open_training_set(params) -> TrainingSet:
     """Load the rows that both training steps read."""
-    folder = built_set(params.data_dir, params.dataset)
-    return load_training_set(folder, params.num_hard_negatives, params.max_train_docs)
+    names = [params.dataset, *getattr(params, "more_datasets", [])]
+    folders = {name: built_set(params.data_dir, name) for name in names}
+    return load_training_set(
+        folders if len(names) > 1 else folders[params.dataset],
+        params.num_hard_negatives,
+        params.max_train_docs,
+        hard_negative_ratio=getattr(params, "hard_negative_ratio", 1.0),
+        difficulty=bool(getattr(params, "stages", [])),
+    )
+
+
+def dev_measure(params) -> DevSearch | None:
+    """Open the dev set that a training watches; None if it watches none."""
+    if not params.eval_steps or not params.dev_set:
+        return None
+    return DevSearch(load_eval_set(params.dev_set, params.data_dir, "dev"))
 
 
 def prepare_teacher(params, data: TrainingSet) -> EnsembleTeacher | None:
@@ -109,21 +126,34 @@ def prepare_teacher(params, data: TrainingSet) -> EnsembleTeacher | None:
         The ensemble, or None if both weights are 0 (contrastive training alone).
     """
     weights = params.dense_weight if params.dense_teacher else 0.0, params.sparse_weight
-    if max(weights) == 0:
+    option = partial(getattr, params)  # 03 has the two first teachers only
+    cross, given = option("cross_weight", 0.0), option("given_weight", 0.0)
+    if max(*weights, cross, given) == 0:
         return None
+    if given and data.scores_of is None:
+        raise ValueError("given_weight is above 0 but the training rows hold no scores: set it to 0.0")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = EnsembleTeacher(
         params.dense_teacher,
-        BM25_PREFIX + params.bm25_analyzer,
+        option("sparse_teacher", "") or BM25_PREFIX + params.bm25_analyzer,
         *weights,
         params.scale_constant_S,
         device,
         params.max_length,
+        option("cross_teacher", ""),
+        cross,
+        option("normalise_teachers", True),
+        data.scores_of,
+        given,
     )
     total = len(data.queries) + len(data.documents)
     cache = at_root(params.run_dir).parent / "cache"
     return teacher.prepare(
-        data.queries, data.documents, cache, lambda done: report("embed for the teacher", done, total)
+        data.queries,
+        data.documents,
+        cache,
+        lambda done: report("embed for the teacher", done, total),
+        training_pairs(data.rows) if cross else None,
     )
 
 
@@ -143,7 +173,8 @@ def warm_encoder(params, texts: list[str], folder: Path) -> tuple[NeuralSparseEn
         encoder = NeuralSparseEncoder.load(done, params.max_length)
         encoder.set_dropout(params.dropout)
         return encoder, read_json(folder / "warmup.json")
-    encoder = NeuralSparseEncoder(params.backbone, params.max_length, fresh_head=True)
+    pooling = Pooling(params.pooling, params.activation, params.activation_threshold)
+    encoder = NeuralSparseEncoder(params.backbone, params.max_length, fresh_head=True, pooling=pooling)
     encoder.set_dropout(params.dropout)
     if encoder.has_trained_head:
         return encoder, {"warmed_up": False}
