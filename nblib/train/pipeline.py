@@ -47,8 +47,9 @@ def open_pretraining(params) -> Path:
 
 def open_finetuning(params) -> Path:
     """Check the inputs of 04 and open its artifacts folder, see _open_run."""
-    inputs = [built_set(params.data_dir, params.dataset), _idf_file(params), _pretrained(params)]
-    return _open_run(params, inputs)
+    sets = [params.dataset, *params.more_datasets, *filter(None, [params.dev_set])]
+    inputs = [built_set(params.data_dir, name) for name in sets]
+    return _open_run(params, [*inputs, _idf_file(params), _pretrained(params)])
 
 
 def open_speed(params) -> Path:

@@ -205,6 +205,7 @@ def train_sparse(
         model=retriever,
         args=training_arguments(folder, config, total_steps),
         train_dataset=data,
+        eval_dataset=data if evaluate_dev else None,  # the Trainer wants one; evaluate() takes evaluate_dev
         data_collator=collator,
         optimizers=(make_optimizer(encoder, config, retriever.query_weights), None),
         callbacks=hooks,
