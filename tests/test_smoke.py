@@ -119,3 +119,16 @@ def test_korean_chain_without_any_weights(tmp_path):
     assert rows["bm25"]["ndcg_at_10"] > 0.3
     idf = read_json(tmp_path / "out" / "smoke" / "02_idf" / "artifacts" / "idf.json")
     assert any("가" <= token[-1] <= "힣" for token in idf)
+
+
+def test_speed_on_the_finished_chain(english):
+    """12 beside the chain: every row it promises, and the curves of both sides."""
+    done = run(english[0].parent, "--only", "12")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = read_json(english[0] / "12_speed" / "metrics.json")
+    assert {row["row"] for row in rows} == {"train_step", "encode", "quality_minutes"}
+    keys = {"row", "regime", "dtype", "ours", "peer", "peer_name", "unit", "ratio", "limit"}
+    assert all(keys <= row.keys() and row["ours"] > 0 for row in rows)
+    curves = read_json(english[0] / "12_speed" / "artifacts" / "curves.json")
+    assert all(curves[side] and curves[side][-1]["ndcg_at_10"] > 0 for side in ("ours", "peer"))
+    assert (english[0] / "12_speed" / "figures" / "quality_minutes.png").stat().st_size > 5_000

@@ -116,3 +116,23 @@ def test_a_notebook_whose_defaults_are_no_literals_is_refused(folder):
     assert "rate = 0.5" in read_cells(path)[0]
     path.write_text(path.read_text().replace("rate = 0.5", "rate = 1 / 2"))
     assert "line 3: the default of rate must be a literal" in refusal(folder)
+
+
+def test_a_profile_says_what_it_runs(folder):
+    assert list(steps(folder)) == ["01_make", "02_train", "05_beir_eval"]
+    (folder / "params" / "few").mkdir()
+    file = folder / "params" / "few" / "profile.yaml"
+    file.write_text('notebooks: ["02", 01_make]\n')
+    assert list(steps(folder, profiles=("few",))) == ["01_make", "02_train"]
+    assert list(steps(folder, profiles=("few", "small"))) == ["01_make", "02_train"]
+    for bad in ("notebooks: 02\n", "other: 1\n"):
+        file.write_text(bad)
+        assert "profile.yaml: want the one line" in refusal(folder, profiles=("few",))
+    file.write_text('notebooks: ["77"]\n')
+    assert "unknown notebook 77" in refusal(folder, profiles=("few",))
+
+
+def test_notebooks_beyond_the_chain_run_only_when_asked(folder):
+    extra = folder / "notebooks" / "12_extra.ipynb"
+    extra.write_text((folder / "notebooks" / "01_make.ipynb").read_text())
+    assert "12_extra" not in steps(folder)

@@ -1,0 +1,119 @@
+"""The speed rows on a two-layer model: they must be measured right; how fast they are is not asserted."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from nblib.model.encoder import NeuralSparseEncoder, pad
+from nblib.speed import encode, measure, parts, quality, sides, steps
+
+
+@pytest.fixture(scope="module")
+def model(tiny_backbone, tmp_path_factory):
+    """A model folder of ours."""
+    folder = tmp_path_factory.mktemp("speed") / "model"
+    NeuralSparseEncoder(str(tiny_backbone), max_length=32).save_pretrained(folder)
+    return folder
+
+
+def test_all_sides_compute_the_same_reps(model, english_texts):
+    encoder = sides.ours(model, 32, "fp32")
+    ids, mask = pad(encoder.tokenize(english_texts[:6]), encoder.tokenizer.pad_token_id)
+    with torch.inference_mode():
+        want = encoder.eval()(ids, mask)
+        for side in (sides.Peer(model), sides.Peer(model, 4, eager=True), sides.Plain(model)):
+            reps = side.eval()(ids, mask)[:, : encoder.vocab_size] * encoder.term_mask
+            assert torch.allclose(reps, want, atol=1e-4)
+
+
+def test_ratio_by_hand():
+    faster = measure.row("x", "", "fp32", 2.0, 6.0, "peer", "s", less_is_better=True)
+    more = measure.row("x", "", "fp32", 6.0, 2.0, "peer", "documents/s", less_is_better=False)
+    assert faster["ratio"] == more["ratio"] == 3.0
+    assert measure.row("x", "", "", 6.0, None, "peer", "s", less_is_better=True)["ratio"] is None
+
+
+def test_interleaved_takes_turns():
+    turns = []
+    found = measure.interleaved({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, 2)
+    assert turns == ["a", "b"] * 3 and found.keys() == {"a", "b"}
+
+
+def test_flops_by_hand(model):
+    encoder = NeuralSparseEncoder.load(model)
+    config, tokens, length = encoder.mlm.config, 10, 5
+    h, inner = config.hidden_size, config.intermediate_size
+    per_layer = 4 * h * h + 2 * h * inner
+    transform = h * h
+    attention = 2 * config.num_hidden_layers * length * h
+    want = 2 * tokens * (config.num_hidden_layers * per_layer + transform + attention)
+    assert measure.backbone_flops(encoder, tokens, length) == want
+    assert measure.head_flops(encoder, tokens) == 2 * tokens * h * encoder.vocab_size
+
+
+def test_memory_is_that_of_the_fresh_process():
+    """A child begins with its parent's ru_maxrss on Linux; what is reported must not."""
+    held = np.ones(2**27)  # 1 GiB here
+    assert measure.peak_gib() > 1
+    job = {"tokenizer": "sentence-transformers/all-MiniLM-L6-v2", "vocabulary": ["a"], "passages": 10}
+    found = measure.in_fresh_process("nblib.speed.encode", **job)
+    assert 0.05 < found["peak_gib"] < 1 and held.any()
+
+
+def test_a_process_that_dies_is_told():
+    assert "failed" in measure.in_fresh_process("nblib.speed.encode", nothing=1)
+
+
+def test_step_rows_cover_both_regimes_and_every_peer(model, english_texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "REGIMES", {"sparse": 20, "dense": 500})
+    rows = steps.step_rows(model, english_texts, tmp_path, [2], 16, "fp32", 1)
+    assert len(rows) == 8 and len({row["peer_name"] for row in rows}) == 4
+    assert all(row["ours"] > 0 and row["ratio"] == row["peer"] / row["ours"] for row in rows)
+    for regime, active in steps.REGIMES.items():
+        encoder = NeuralSparseEncoder.load(tmp_path / regime)
+        terms = encoder.encode_documents(english_texts[:32]).getnnz(axis=1).mean()
+        assert terms == pytest.approx(active, rel=0.05)
+
+
+def test_encode_and_idf_rows(model, english_texts):
+    fp32, bf16 = encode.encode_rows(model, english_texts[:16], 32)
+    assert (fp32["dtype"], bf16["dtype"]) == ("fp32", "bf16") and min(fp32["ratio"], bf16["ratio"]) > 0
+    (row,) = encode.idf_rows(str(model), english_texts, 200, rounds=1)
+    assert row["peak_gib"] > 0 and row["ratio"] == row["ours"] / row["peer"]
+
+
+def test_wrong_weights_are_not_timed(model, english_texts):
+    encoder = NeuralSparseEncoder.load(model)
+    reps = encoder.encode_documents(english_texts[:4])
+    with pytest.raises(AssertionError, match="differ"):
+        encode._compare(encoder, reps * 1.01, reps)
+
+
+def test_generated_passages_are_as_long_as_said():
+    passages = list(encode.generated(["a", "b", "c"], 50, seed=1))
+    lengths = [len(text.split()) for text in passages]
+    assert len(passages) == 50 and min(lengths) >= 20 and max(lengths) <= 90
+    assert passages == list(encode.generated(["a", "b", "c"], 50, seed=1))
+
+
+def test_a_finished_part_is_read_not_measured_again(tmp_path):
+    (tmp_path / "idf.json").write_text(json.dumps([{"row": "idf", "ours": 1.0}]))
+    assert parts.run_part("idf", SimpleNamespace(), tmp_path) == [{"row": "idf", "ours": 1.0}]
+
+
+def test_summary_of_curves_by_hand():
+    def point(minutes, ndcg, flops):
+        return {"minutes": minutes, "ndcg_at_10": ndcg, "flops": flops}
+
+    curves = {
+        "ours": [point(1, 0.4, 3.0), point(2, 0.55, 2.0), point(4, 0.6, 1.0)],
+        "peer": [point(1, 0.3, 3.0), point(4, 0.5, 1.5), point(5, 0.45, 1.2)],
+    }
+    row = quality.summarise(curves)
+    assert (row["ours"], row["peer"], row["ours_flops"], row["peer_flops"]) == (0.6, 0.45, 1.0, 1.2)
+    assert row["ratio"] == 2.0  # the peer's best of .5 took 4 minutes; ours had passed it after 2
+    curves["ours"] = curves["ours"][:1]
+    assert quality.summarise(curves)["ratio"] is None
