@@ -76,6 +76,8 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
     """Write the Markdown tables of a run's systems, one for each data set."""
+    if "12_speed" in steps:
+        return speed_block(read_json(folder / "12_speed" / "metrics.json"))
     rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []
     lines = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
@@ -87,6 +89,25 @@ def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
         lines += ["| " + " | ".join(COLUMNS[n] for n in names) + " |", "| --- " * len(names) + "|"]
         lines += ["| " + " | ".join(_cell(row, n) for n in names) + " |" for row in chosen] + [""]
     return "\n".join(lines)
+
+
+def speed_block(rows: list[dict[str, Any]]) -> str:
+    """Write the Markdown table of 12's rows, a line for each setting, against the strongest peer of it."""
+    head = ["what", "setting", "ours", "peer", "unit", "ratio", "ratio with our kernels at the peer"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for key in dict.fromkeys((row["row"], row["regime"], row["dtype"]) for row in rows):
+        same = [row for row in rows if (row["row"], row["regime"], row["dtype"]) == key]
+        tuned = [row for row in same if "our attention" in row["peer_name"]]
+        shipped = min((row for row in same if row not in tuned), key=lambda row: row["ratio"] or 0)
+        name, regime, dtype = key
+        cells = [name.replace("_", " "), f"{regime} {dtype}".strip(), _three(shipped["ours"])]
+        cells += [_three(shipped["peer"]), shipped["unit"], _three(shipped["ratio"])]
+        lines.append("| " + " | ".join([*cells, _three(tuned[0]["ratio"]) if tuned else ""]) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _three(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def notebook_table(steps: dict[str, dict[str, Any]], notebooks: Path) -> str:

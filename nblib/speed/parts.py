@@ -1,6 +1,7 @@
 """The parts of notebook 12, each finished one kept, so that a run that was stopped goes on."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +95,16 @@ def _quality(params, folder: Path) -> Rows:
         save_total_limit=1,
         precision=precision,
     )
-    curves, training = {}, folder / "quality"
-    curves["ours"] = quality.ours(
-        model,
-        data,
-        idf,
-        dev,
-        config,
-        params.minutes,
-        training,
-        lambda: pipeline.prepare_teacher(params, data),
-    )
-    curves["peer"] = quality.peer(
-        model, data, idf, dev, params.max_length, params.minutes, training, params.seed, precision
-    )
-    write_json(folder / "curves.json", curves)
+    training, file, curves = folder / "quality", folder / "curves.json", read_curves(folder)
+    length, minutes = params.max_length, params.minutes
+    if "ours" not in curves:  # a side that an earlier run finished is kept
+        teach = partial(pipeline.prepare_teacher, params, data)
+        curves["ours"] = quality.ours(model, data, idf, dev, config, minutes, training, teach)
+        write_json(file, curves)
+    if "peer" not in curves:
+        same = (model, data, idf, dev, length, minutes, training, params.seed, precision)
+        curves["peer"] = quality.peer(*same)
+        write_json(file, curves)
     return [quality.summarise(curves)]
 
 

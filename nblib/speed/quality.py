@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from nblib.files import write_json
 from nblib.idf import token_matrix
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.progress import report
@@ -240,8 +239,3 @@ def summarise(curves: dict[str, list[dict]]) -> dict:
         "ours_flops": mine[-1]["flops"],
         "peer_flops": theirs[-1]["flops"],
     }
-
-
-def save_curves(curves: dict[str, list[dict]], file: Path) -> None:
-    """Write {side: rows}."""
-    write_json(file, curves)

@@ -22,12 +22,14 @@ class JsonlLog(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step(line) is not None and _step(line) <= state.global_step]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "flops" in logs or "mlm" in (logs or {}):
+        if state.is_world_process_zero and ({"flops", "mlm"} & set(logs or {})):
             with open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -53,7 +55,8 @@ class LiveLine(TrainerCallback):
         self.label = label
 
     def on_step_end(self, args, state, control, **kwargs):
-        report(self.label, state.global_step, state.max_steps)
+        if state.is_world_process_zero:
+            report(self.label, state.global_step, state.max_steps)
 
 
 class ReturnMemory(TrainerCallback):

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
 from transformers.integrations import TensorBoardCallback
 
-from nblib.distributed import own_share, rank, start, world_size
+from nblib.distributed import own_share, rank, start, sum_over_processes, world_size
 from nblib.files import atomic_folder
 from nblib.losses import SparseLoss
 from nblib.model.encoder import NeuralSparseEncoder
@@ -128,7 +128,7 @@ class SparseTrainer(EncoderTrainer):
         self.terms |= {
             "lambda": self.loss_fn.weights.flops * share,
             "q_nnz": _mean_terms(q_reps),
-            "d_nnz": _mean_terms(d_reps),
+            "d_nnz": _mean_terms_of_all(d_reps),
         }
         self.seen += len(inputs["input_ids"])
         return (terms["loss"], d_reps) if return_outputs else terms["loss"]
@@ -145,6 +145,13 @@ class SparseTrainer(EncoderTrainer):
 
 def _mean_terms(reps: Tensor) -> float:
     return float(reps.detach().count_nonzero(dim=1).float().mean())
+
+
+def _mean_terms_of_all(own: Tensor) -> float:
+    """Average over the documents of all processes, so that the guard stops all of them or none."""
+    counts = own.detach().count_nonzero(dim=1).float()
+    terms, documents = sum_over_processes(torch.stack([counts.sum(), counts.new_tensor(len(counts))]))
+    return float(terms / documents)
 
 
 def train_sparse(
