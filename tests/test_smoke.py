@@ -132,3 +132,19 @@ def test_speed_on_the_finished_chain(english):
     curves = read_json(english[0] / "12_speed" / "artifacts" / "curves.json")
     assert all(curves[side] and curves[side][-1]["ndcg_at_10"] > 0 for side in ("ours", "peer"))
     assert (english[0] / "12_speed" / "figures" / "quality_minutes.png").stat().st_size > 5_000
+
+
+def test_two_processes_end_with_the_weights_of_one(english):
+    """The same batches of 4 rows, by one process and by two with 2 rows each; downstream steps stay as they are."""
+    weights = []
+    for split in (["batch_size=4"], ["batch_size=2", "processes=2"]):
+        options = [part for value in ["precision=fp32", *split] for part in ("-p", value)]
+        done = run(english[0].parent, "--only", "04", *options)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        folder = english[0] / "04_finetune" / "artifacts" / "final_model"
+        weights.append(AutoModelForMaskedLM.from_pretrained(folder).state_dict())
+    one, two = weights
+    start = AutoModelForMaskedLM.from_pretrained(english[0] / "03_pretrain" / "artifacts" / "final_model")
+    moved = max(float((one[n] - p).abs().max()) for n, p in start.state_dict().items())
+    apart = max(float((one[n] - two[n]).abs().max()) for n in one)
+    assert apart < 0.05 * moved, f"{apart:.1e} apart, {moved:.1e} from the start"

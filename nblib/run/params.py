@@ -172,6 +172,7 @@ class FinetuneParams(_TrainParams):
     bucket_factor: Count  # 0 = no bucketing by length
     pad_to_multiple_of: Count
     workers: Count
+    processes: Positive  # that train together
     num_epochs: Weight  # above 0 it replaces num_steps
     warmup_ratio: Ratio  # above 0 it replaces warmup_steps
     lr_scheduler: Literal["linear", "cosine", "constant"]

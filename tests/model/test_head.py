@@ -159,3 +159,27 @@ def test_a_tie_goes_to_the_first_position(way, monkeypatch):
 def test_wrong_lengths_are_refused(lengths):
     with pytest.raises(ValueError, match="lengths"):
         head.max_logits(torch.ones(2 if 0 in lengths else 5, 3), lengths, torch.ones(4, 3), torch.zeros(4))
+
+
+def test_autocast_equals_the_definition_under_autocast():
+    """Products are rounded to bf16 on both sides; the gradients arrive in fp32."""
+    packed, lengths, weight, bias = inputs(6.0, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = torch.relu(head.max_logits(packed, lengths, weight, bias))
+        want = torch.relu(plain(packed, lengths, weight, bias))
+    assert torch.allclose(got.float(), want.float(), atol=0.1) and got.count_nonzero() > 0
+    exact = torch.relu(plain(packed, lengths, weight, bias))
+    assert not torch.allclose(got.float(), exact, atol=1e-4), "autocast rounded nothing"
+    ours = torch.autograd.grad(got.float().sum(), (packed, weight, bias))
+    theirs = torch.autograd.grad(want.float().sum(), (packed, weight, bias))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == torch.float32 and (a - b).norm() < 0.05 * b.norm()
+
+
+def test_nothing_is_kept_without_gradients():
+    packed, lengths, weight, bias = inputs(6.0)
+    with torch.no_grad():
+        got = head.max_logits(packed, lengths, weight, bias)
+    assert not got.requires_grad and torch.allclose(
+        torch.relu(got), torch.relu(plain(packed, lengths, weight, bias))
+    )

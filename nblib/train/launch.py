@@ -1,0 +1,80 @@
+"""04's training in several processes: `torchrun --nproc_per_node=N -m nblib.train.launch PARAMS.yaml`.
+
+PARAMS.yaml holds 04's parameters, such as outputs/<profile>/04_finetune/params.yaml. The notebook starts this
+itself where `processes` is above 1.
+"""
+
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+
+import yaml
+
+from nblib.distributed import main_process_first, start
+from nblib.files import ROOT, at_root, write_text
+from nblib.model.encoder import NeuralSparseEncoder
+from nblib.run.params import FinetuneParams
+from nblib.train import pipeline
+from nblib.train.config import TrainConfig
+from nblib.train.data import TrainingSet
+from nblib.train.trainer import train_sparse
+
+
+def finetune(params: FinetuneParams, encoder: NeuralSparseEncoder, data: TrainingSet, idf, teacher) -> Path:
+    """Train as 04's parameters say, in this process or in several.
+
+    Args:
+        params: typed parameters; the run was opened by pipeline.open_finetuning.
+        encoder: 03's model; it ends as the trained one.
+        data, idf, teacher: what the notebook has prepared; other processes prepare their own from its caches.
+
+    Returns:
+        The folder of the final model.
+
+    Raises:
+        RuntimeError: a process failed; holds the end of its output.
+    """
+    run = at_root(params.run_dir) / "artifacts"
+    if params.processes == 1:
+        options = {"label": "finetune", "evaluate_dev": pipeline.dev_measure(params)}
+        return train_sparse(encoder, data, idf, TrainConfig.from_params(params), run, teacher, **options)
+    file = run / "launch.yaml"
+    write_text(file, yaml.safe_dump(params.model_dump(), sort_keys=False))
+    _in_processes(params.processes, file)
+    trained = NeuralSparseEncoder.load(run / "final_model")
+    encoder.mlm.load_state_dict(trained.mlm.state_dict())
+    return run / "final_model"
+
+
+def _in_processes(processes: int, file: Path) -> None:
+    """Start torchrun on this module and pass its lines on."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={processes}", "-m", "nblib.train.launch", str(file)]
+    tail: deque[str] = deque(maxlen=40)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as child:
+        for line in child.stdout:
+            tail.append(line)
+            print(line, end="", flush=True)
+    if child.returncode:
+        raise RuntimeError(
+            f"training in {processes} processes ended with {child.returncode}:\n{''.join(tail)}"
+        )
+
+
+def main(file: str) -> None:
+    """Train this process's share."""
+    params = FinetuneParams(**yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+    start()
+    with main_process_first():
+        pipeline.open_finetuning(params)
+    data = pipeline.open_training_set(params)
+    encoder, idf = pipeline.pretrained_encoder(params)
+    teacher = pipeline.prepare_teacher(params, data)
+    finetune(params.model_copy(update={"processes": 1}), encoder, data, idf, teacher)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
