@@ -161,9 +161,12 @@ def learned_sparse(
         import torch
 
         from nblib.model.encoder import NeuralSparseEncoder
+        from nblib.precision import choose_kernels
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return NeuralSparseEncoder.load(folder, max_length).to(device)
+        encoder = NeuralSparseEncoder.load(folder, max_length)
+        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+        choose_kernels(encoder, "fp32")
+        return encoder
 
     def encode(texts: list[str]) -> Reps:
         from nblib.precision import quick_fp32

@@ -135,7 +135,7 @@ def test_speed_on_the_finished_chain(english):
 
 
 def test_two_processes_end_with_the_weights_of_one(english):
-    """The same batches of 4 rows, by one process and by two with 2 rows each; downstream steps stay as they are."""
+    """The same batches of 4 rows, by one process and by two with 2 rows each."""
     weights = []
     for split in (["batch_size=4"], ["batch_size=2", "processes=2"]):
         options = [part for value in ["precision=fp32", *split] for part in ("-p", value)]

@@ -9,7 +9,7 @@ from nblib.experiment import EvalSet
 from nblib.idf import token_matrix
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.retriever import SparseRetriever
-from nblib.precision import quick_fp32
+from nblib.precision import choose_kernels, quick_fp32
 from nblib.search.exact import to_run, top_k
 
 DEV_K = 100  # documents per query; the metrics watched look at 10
@@ -37,6 +37,7 @@ class DevSearch:
 
     def measure(self, encoder: NeuralSparseEncoder, q_reps: sparse.csr_matrix) -> dict[str, float]:
         """Encode the documents, search with given query reps [Q, V], and measure."""
+        choose_kernels(encoder, "fp32")  # takes nothing from a training in bf16
         with quick_fp32():
             d_reps = encoder.encode_documents(self.data.texts, self.batch_size)
         index, scores = top_k(q_reps, d_reps, DEV_K)
