@@ -13,7 +13,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 _HOMES = {
     "NeuralSparseEncoder": "nblib.model.encoder",
     "compute_idf_weights": "nblib.idf",
-    "IDFAwareLoss": "nblib.losses",
+    "IDFAwareLoss": "nblib.objective",
     "EnsembleTeacher": "nblib.teachers",
     "train_step": "nblib.train.step",
     "evaluate_model": "nblib.evaluate",

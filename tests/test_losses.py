@@ -10,9 +10,6 @@ from torch.nn.functional import kl_div, log_softmax, softmax
 from nblib import regularizers
 from nblib.distributed import own_share
 from nblib.losses import (
-    IDFAwareLoss,
-    LossWeights,
-    SparseLoss,
     ensemble_scores,
     idf_vector,
     info_nce,
@@ -22,6 +19,7 @@ from nblib.losses import (
     min_max,
     triplet_margin,
 )
+from nblib.objective import IDFAwareLoss, LossWeights, SparseLoss
 
 NAN = float("nan")
 

@@ -10,8 +10,8 @@ from torch import nn
 from transformers import TrainingArguments
 
 from nblib.distributed import backend, world_size
-from nblib.losses import LossWeights
 from nblib.model.encoder import NeuralSparseEncoder
+from nblib.objective import LossWeights
 from nblib.precision import resolve_precision
 
 

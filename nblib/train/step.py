@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from nblib.losses import IDFAwareLoss
 from nblib.model.encoder import NeuralSparseEncoder
+from nblib.objective import IDFAwareLoss
 from nblib.train.callbacks import check_finite
 
 

@@ -12,10 +12,10 @@ from transformers.integrations import TensorBoardCallback
 
 from nblib.distributed import own_share, rank, start, sum_over_processes, world_size
 from nblib.files import atomic_folder
-from nblib.losses import SparseLoss
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.lora import add_lora
 from nblib.model.retriever import SparseRetriever
+from nblib.objective import SparseLoss
 from nblib.precision import choose_kernels, quick_fp32, resolve_precision
 from nblib.train.callbacks import Guard, JsonlLog, LiveLine, ReturnMemory
 from nblib.train.checkpoints import run_or_resume

@@ -10,9 +10,10 @@ from nblib.backbones import EMBEDDED, load_tokenizer
 from nblib.data.formats import BeirSet, write_beir
 from nblib.data.lines import DataError
 from nblib.search.bm25 import Bm25
-from nblib.train.collator import Collator, Lists, PairScores, Rows, lexical_targets
+from nblib.train.collator import Collator, lexical_targets
 from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.plan import BatchPlan, PlannedLoader
+from nblib.train.rows import Lists, PairScores, Rows
 
 
 @pytest.fixture(scope="module")

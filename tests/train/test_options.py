@@ -11,9 +11,9 @@ import torch
 from nblib.experiment import load_eval_set
 from nblib.files import read_json
 from nblib.idf import compute_idf_weights, load_idf
-from nblib.losses import SparseLoss
 from nblib.model.encoder import NeuralSparseEncoder, pad
 from nblib.model.lora import add_lora
+from nblib.objective import SparseLoss
 from nblib.train.callbacks import read_log
 from nblib.train.data import load_training_set
 from nblib.train.dev import DevSearch, contrastive_loss

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nblib.files import ROOT, sha256_file
-from nblib.losses import IDFAwareLoss
 from nblib.model.encoder import NeuralSparseEncoder
+from nblib.objective import IDFAwareLoss
 from nblib.train.callbacks import Guard, TrainingDiverged, read_log
 from nblib.train.checkpoints import last_checkpoint, prepare_resume
 from nblib.train.config import head_parameters, make_optimizer
