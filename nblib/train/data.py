@@ -18,11 +18,8 @@ from torch.utils.data import Dataset
 from nblib.data.difficulty import CLASSES, classify_difficulty
 from nblib.data.formats import HEADER, document_text, parse_document, read_beir
 from nblib.data.lines import Checker, DataError, read_lines, text_field, with_gz
-from nblib.train.collator import Collator, lexical_targets
 from nblib.train.rows import Lists, PairScores, Rows, Sets
 from nblib.train.texts import JoinedTexts, JsonlTexts, id_key, index_jsonl
-
-__all__ = ["Collator", "TrainingSet", "lexical_targets", "load_training_set"]
 
 
 @dataclass(eq=False)

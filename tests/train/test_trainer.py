@@ -13,8 +13,9 @@ from nblib.model.encoder import NeuralSparseEncoder
 from nblib.objective import IDFAwareLoss
 from nblib.train.callbacks import Guard, TrainingDiverged, read_log
 from nblib.train.checkpoints import last_checkpoint, prepare_resume
+from nblib.train.collator import Collator
 from nblib.train.config import head_parameters, make_optimizer
-from nblib.train.data import Collator, TrainingSet, load_training_set
+from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.schedule import ramp
 from nblib.train.step import train_step
 from nblib.train.trainer import plan_batches
