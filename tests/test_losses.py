@@ -3,7 +3,6 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from sentence_transformers.sparse_encoder import losses as peer
 from torch import distributed as dist
 from torch.nn.functional import kl_div, log_softmax, softmax
 
@@ -154,6 +153,14 @@ def test_triplet_margin_by_hand():
     assert triplet_margin(scores, torch.ones(2, 3).bool(), 2.0).item() == 0.0, "nothing but positives"
 
 
+@pytest.fixture
+def peer():
+    """The losses of sentence-transformers; imported here, so that spawned processes start without it."""
+    from sentence_transformers.sparse_encoder import losses
+
+    return losses
+
+
 def rows_of_a_peer(queries=3, documents=4, vocabulary=10):
     """Embeddings as sentence-transformers wants them: the queries, then one [Q, V] per document column."""
     torch.manual_seed(0)
@@ -172,7 +179,7 @@ def as_one_batch(columns, labels):
     return d_reps, teacher, positives
 
 
-def test_margin_mse_is_that_of_sentence_transformers():
+def test_margin_mse_is_that_of_sentence_transformers(peer):
     (q_reps, *columns), labels = rows_of_a_peer()
     want = peer.SparseMarginMSELoss(None).compute_loss_from_embeddings([q_reps, *columns], labels)
     d_reps, teacher, positives = as_one_batch(columns, labels)
@@ -186,7 +193,7 @@ class Given(torch.nn.Module):
         return {"sentence_embedding": features["reps"]}
 
 
-def test_loss_is_that_of_sentence_transformers():
+def test_loss_is_that_of_sentence_transformers(peer):
     (q_reps, *columns), labels = rows_of_a_peer()
     columns = [c.requires_grad_() for c in columns]
     base = peer.SparseDistillKLDivLoss(None, temperature=1.0)  # 2 is their default, the paper has none
