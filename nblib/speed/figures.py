@@ -43,5 +43,5 @@ def quality(ax: Axes, curves: dict[str, Rows]) -> Axes:
     ax.set_title("Relevance over training time, same weights at the start")
     ax.set_xlim(left=0)
     ax.grid(alpha=0.3)
-    ax.legend(loc="lower right")
+    ax.legend(loc="best")
     return ax
