@@ -114,7 +114,9 @@ def _papermill(notebook: Path, run_dir: Path, params: dict[str, Any], outcome: O
         # glibc then keeps freed tensors instead of mapping fresh pages: 13 % off a CPU training step
         "MALLOC_MMAP_THRESHOLD_": str(2**33),
         "MALLOC_TRIM_THRESHOLD_": str(2**33),
-        "MALLOC_ARENA_MAX": "1",  # one heap for forward and backward threads: two drift apart by gigabytes
+        # With many arenas the heaps of forward and backward threads drift apart by gigabytes; with one the
+        # tokenizer's threads queue for it and run at less than half their speed.
+        "MALLOC_ARENA_MAX": "2",
         "TOKENIZERS_PARALLELISM": "true",  # all cores; the notebooks start no worker processes that fork
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "JUPYTER_PREFER_ENV_PATH": "1",  # this Python's kernel, not one of the same name in the home folder
