@@ -89,6 +89,7 @@ def ours(
     spent = time.perf_counter() - start
 
     def run(steps: int, clock: Clock, name: str) -> None:
+        """Train that many steps from the start weights; the clock watches."""
         encoder = NeuralSparseEncoder.load(model)
         encoder.set_dropout(0.0)
         clock.measure = lambda: _measured(dev, encoder, idf)
@@ -138,6 +139,7 @@ def peer(
     copy = NeuralSparseEncoder.load(model, max_length)  # searches with the peer's weights, fast
 
     def run(steps: int, clock: Clock, name: str) -> None:
+        """Train that many steps from the start weights; the clock watches."""
         encoder = peer_encoder(model, idf, max_length)
         clock.measure = lambda: _measured(dev, _copied(encoder, copy), idf)
         arguments = SparseEncoderTrainingArguments(
