@@ -144,6 +144,16 @@ def test_epochs_replace_steps(tiny_backbone, data, tmp_path):
     assert len(read_log(tmp_path / "training_log.jsonl")) == -(-3 * batches // 2)
 
 
+def test_a_finished_run_takes_no_further_step(tiny_backbone, data, tmp_path):
+    """It ends in mid-epoch at a full learning rate, so one step more would show."""
+    config = replace(SMALL, num_steps=3, save_steps=3, lr_scheduler="constant", warmup_steps=0)
+    assert config.num_steps % (len(data) // config.batch_size)
+    first, _ = train(tiny_backbone, data, tmp_path, config)
+    again, _ = train(tiny_backbone, data, tmp_path, config)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert len(read_log(tmp_path / "training_log.jsonl")) == 3
+
+
 def test_wandb_offline_keeps_the_run(tiny_backbone, data, tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is an option of the user's")
     for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true"}.items():
