@@ -10,6 +10,8 @@ from transformers.trainer_utils import get_last_checkpoint
 from nblib.distributed import main_process_first
 from nblib.files import read_json, write_json
 
+ENDED = "ended_early.json"  # early stopping ended the run before its last step
+
 
 def prepare_resume(folder: Path, config: dict, places: dict) -> None:
     """Keep the checkpoints of this very run to go on from; clear what another configuration left.
@@ -39,8 +41,10 @@ def last_checkpoint(folder: Path) -> str | None:
 
 def run_or_resume(trainer: Trainer, folder: Path) -> None:
     """Train from the last checkpoint on; a run that had ended only loads what it ended with."""
-    steps, checkpoint = trainer.args.max_steps, last_checkpoint(folder)
-    if checkpoint and int(checkpoint.rpartition("-")[2]) >= steps:
+    steps, checkpoint, ended = trainer.args.max_steps, last_checkpoint(folder), folder / ENDED
+    if checkpoint and (ended.exists() or int(checkpoint.rpartition("-")[2]) >= steps):
         trainer.load_final(checkpoint)  # the Trainer would take one step more
     elif steps:
         trainer.train(resume_from_checkpoint=checkpoint)
+        if trainer.is_world_process_zero() and trainer.state.global_step < steps:
+            write_json(ended, {"step": trainer.state.global_step})

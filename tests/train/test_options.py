@@ -97,6 +97,8 @@ def test_early_stopping_ends_a_run_that_gains_nothing(tiny_backbone, data, mined
     train(tiny_backbone, data, tmp_path, config, evaluate_dev=dev)
     state = read_json(sorted(tmp_path.glob("checkpoint-*"))[-1] / "trainer_state.json")
     assert state["global_step"] == 6  # the first measure is the best, two more gain nothing
+    train(tiny_backbone, data, tmp_path, config, evaluate_dev=dev)  # an ended run is not taken up again
+    assert not (tmp_path / "checkpoint-8").exists()
     assert state["best_metric"] == pytest.approx(
         [row["eval_ndcg_at_10"] for row in state["log_history"] if "eval_ndcg_at_10" in row][0]
     )
