@@ -146,13 +146,17 @@ def test_a_frozen_decoder_gets_no_gradient():
     assert packed.grad.abs().sum() > 0 and weight.grad is None and bias.grad is None
 
 
+@pytest.mark.parametrize("active", [1, 100])  # of a hundred terms in two blocks: gathered columns, whole blocks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", ["packed", "padded", "screened"])
-def test_a_tie_goes_to_the_first_position(way, monkeypatch):
+def test_a_tie_goes_to_the_first_position(way, dtype, active, monkeypatch):
+    monkeypatch.setattr(head._PackedBlocks, "size", 50)
     screen = walks(way, monkeypatch)
-    packed = torch.ones(5, 1, requires_grad=True)
-    weight = torch.cat([torch.ones(1, 1), -torch.ones(99, 1)])  # one term of a hundred is active
-    torch.relu(head.max_logits(packed, [2, 3], weight, torch.zeros(100), screen)).sum().backward()
-    assert packed.grad.flatten().tolist() == [1.0, 0.0, 1.0, 0.0, 0.0]
+    packed = torch.tensor([[-1.0], [1.0], [1.0], [1.0], [1.0]], dtype=dtype, requires_grad=True)
+    weight = torch.cat([torch.ones(active, 1), -torch.ones(100 - active, 1)]).to(dtype)
+    bias = torch.where(weight[:, 0] > 0, 0.0, -2.0).to(dtype)
+    torch.relu(head.max_logits(packed, [3, 2], weight, bias, screen)).sum().backward()
+    assert packed.grad.flatten().tolist() == [0.0, active, 0.0, active, 0.0]
 
 
 @pytest.mark.parametrize("lengths", [[2, 0], [1, 2], [2]])
