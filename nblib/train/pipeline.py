@@ -1,5 +1,6 @@
 """The two training steps as the notebooks 03 and 04 call them, from typed parameters to a model folder."""
 
+from collections.abc import Set
 from functools import partial
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def open_finetuning(params) -> Path:
 
 
 def open_speed(params) -> Path:
-    """Check the inputs of 12 and open its artifacts folder, see _open_run."""
+    """Check the inputs of 12 and open its artifacts folder, see _open_run; parts may be measured one by one."""
     sets = [built_set(params.data_dir, name) for name in (params.dataset, params.dev_set)]
-    return _open_run(params, [*sets, _idf_file(params), _pretrained(params)])
+    return _open_run(params, [*sets, _idf_file(params), _pretrained(params)], leave_out={"parts"})
 
 
 def _idf_file(params) -> Path:
@@ -83,18 +84,19 @@ def pretrained_encoder(params) -> tuple[NeuralSparseEncoder, np.ndarray]:
     return encoder, query_weights(params, encoder)
 
 
-def _open_run(params, inputs: list[Path]) -> Path:
+def _open_run(params, inputs: list[Path], leave_out: Set[str] = frozenset()) -> Path:
     """Open the artifacts folder of a training step: keep it if it is this very run, else clear it.
 
     Args:
         params: typed parameters of the notebook.
         inputs: files and folders the result depends on; their content counts, not their place.
+        leave_out: parameters that change no result.
 
     Returns:
         run_dir / "artifacts", holding training_config.json.
     """
     folder = at_root(params.run_dir) / "artifacts"
-    config = params.model_dump(exclude={"run_dir"})
+    config = params.model_dump(exclude={"run_dir", *leave_out})
     places = {name: config.pop(name) for name in list(config) if name.endswith("_dir")}
     prepare_resume(folder, config | {"inputs_sha256": sha256_paths(inputs)}, places)
     return folder
