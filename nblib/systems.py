@@ -15,7 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 from scipy.sparse import csr_matrix, issparse
 
-from nblib.backbones import load, load_tokenizer, resolve
+from nblib.backbones import load_tokenizer
 from nblib.evaluate import sparse_cost
 from nblib.files import at_root, atomic_file, read_json, sha256_paths
 from nblib.idf import load_idf, query_matrix, query_weights_file, token_matrix
@@ -190,38 +190,31 @@ def dense(teacher: str, max_length: int, batch_size: int, cache: Path) -> System
     Raises:
         ValueError: the name leads to a sparse model, which would be pooled into meaningless dense vectors.
     """
-    from sentence_transformers import SentenceTransformer
+    import torch
 
-    target = resolve(teacher)
-    _refuse_sparse(teacher, Path(target))
-    version = sha256_paths([target]) if Path(target).is_dir() else target
-    model = load(SentenceTransformer, teacher)
-    model.max_seq_length = max_length
-    options = {"batch_size": batch_size, "normalize_embeddings": True, "show_progress_bar": False}
+    from nblib.teachers.dense import encode_dense, load_dense
+    from nblib.teachers.models import DENSE, find_model
+
+    try:
+        model = find_model(teacher, DENSE)
+    except ValueError as error:
+        raise ValueError(
+            f"system 'dense': {error}; here a sparse model is 'finetuned', by model_dir"
+        ) from error
+    encoder = load_dense(teacher, max_length, "cuda" if torch.cuda.is_available() else "cpu")
 
     def encode(texts: list[str]) -> np.ndarray:
-        from nblib.precision import quick_fp32
+        tick = lambda n: report("dense: documents", n, len(texts))  # noqa: E731
+        return encode_dense(encoder, texts, "document", True, batch_size, tick)  # [N, H]
 
-        step, parts = 32 * batch_size, []
-        for start in range(0, len(texts), step):
-            with quick_fp32():
-                parts.append(model.encode_document(texts[start : start + step], **options))
-            report("dense: documents", min(start + step, len(texts)), len(texts))
-        return np.concatenate(parts)  # [N, H]
+    def encode_queries(queries: list[str]) -> np.ndarray:
+        return encode_dense(encoder, queries, "query", True, batch_size)
 
     def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
-        d_reps, seconds = cached(cache, [version, str(max_length)], texts, encode)
-        return d_reps, lambda queries: model.encode_query(queries, **options), seconds
+        d_reps, seconds = cached(cache, model.key(str(max_length)), texts, encode)
+        return d_reps, encode_queries, seconds
 
     return System("dense", index)
-
-
-def _refuse_sparse(name: str, folder: Path) -> None:
-    modules = folder / "modules.json"
-    if (folder / "sparse_config.json").exists() or (
-        modules.exists() and "sparse_encoder" in modules.read_text(encoding="utf-8")
-    ):
-        raise ValueError(f"dense_teacher {name!r} is a sparse model: evaluate it as 'finetuned' by model_dir")
 
 
 def cached(

@@ -169,6 +169,7 @@ class FinetuneParams(_TrainParams):
     mixing: list[Weight]  # share of each set; [] = by size
     hard_negative_ratio: Ratio  # the rest are random documents
     stages: list[dict]  # of a curriculum
+    stream_texts: bool  # texts and token ids stay in files
     bucket_factor: Count  # 0 = no bucketing by length
     pad_to_multiple_of: Count
     workers: Count

@@ -3,6 +3,7 @@
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 
@@ -30,18 +31,19 @@ def ratios(ax: Axes, rows: Rows) -> Axes:
     return ax
 
 
-def quality(ax: Axes, curves: dict[str, Rows]) -> Axes:
-    """Draw nDCG@10 on dev data over minutes of training, with FLOPS at the last point of each side."""
+def quality(fig: Figure, curves: dict[str, Rows]) -> Figure:
+    """Draw nDCG@10 on dev data and FLOPS over minutes of training, one above the other."""
     styles = {"ours": ("#4477aa", "o", "ours"), "peer": ("#cc6677", "s", "sentence-transformers")}
-    for side, rows in curves.items():
-        colour, marker, label = styles[side]
-        minutes, heights = [r["minutes"] for r in rows], [r["ndcg_at_10"] for r in rows]
-        last = rows[-1]
-        label = f"{label} (at the end: FLOPS {last['flops']:.2f}, {last['d_nnz']:.0f} terms)"
-        ax.plot(minutes, heights, color=colour, marker=marker, label=label)
-    ax.set(xlabel="minutes of training (2 cores, searches not counted)", ylabel="nDCG@10 on dev")
-    ax.set_title("Relevance over training time, same weights at the start")
-    ax.set_xlim(left=0)
-    ax.grid(alpha=0.3)
-    ax.legend(loc="best")
-    return ax
+    axes = fig.subplots(2, 1, sharex=True)
+    named = {"ndcg_at_10": "nDCG@10 on dev", "flops": "FLOPS"}
+    for ax, (name, unit) in zip(axes, named.items(), strict=True):
+        for side, rows in curves.items():
+            colour, marker, label = styles[side]
+            minutes, heights = [r["minutes"] for r in rows], [r[name] for r in rows]
+            ax.plot(minutes, heights, color=colour, marker=marker, label=label)
+        ax.set_ylabel(unit)
+        ax.grid(alpha=0.3)
+    axes[0].set_title("Relevance and its cost over training time, same weights at the start")
+    axes[0].legend(loc="best")
+    axes[1].set(xlabel="minutes of training (searches not counted)", xlim=(0, None), ylim=(0, None))
+    return fig

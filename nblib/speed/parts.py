@@ -98,7 +98,7 @@ def _quality(params, folder: Path) -> Rows:
     training, file, curves = folder / "quality", folder / "curves.json", read_curves(folder)
     length, minutes = params.max_length, params.minutes
     if "ours" not in curves:  # a side that an earlier run finished is kept
-        teach = partial(pipeline.prepare_teacher, params, data)
+        teach = partial(pipeline.prepare_teacher, params, data, cached=False)
         curves["ours"] = quality.ours(model, data, idf, dev, config, minutes, training, teach)
         write_json(file, curves)
     if "peer" not in curves:

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from nblib.idf import token_matrix
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.progress import report
+from nblib.speed.measure import row
 from nblib.train.config import TrainConfig
 from nblib.train.data import TrainingSet
 from nblib.train.dev import DevSearch
@@ -54,8 +55,8 @@ class Clock(TrainerCallback):
         done = seconds >= self.budget or state.global_step >= state.max_steps
         if done or (self.marks and seconds >= self.marks[0]):
             self.marks = [m for m in self.marks if m > seconds]
-            row = {"minutes": round(seconds / 60, 2), "step": state.global_step, **self.measure()}
-            self.curve.append(row)
+            point = {"minutes": round(seconds / 60, 2), "step": state.global_step}
+            self.curve.append(point | self.measure())
             self.spent, self.since = seconds, time.perf_counter()
         report(self.label, min(int(seconds), int(self.budget)), int(self.budget))
         control.should_training_stop = control.should_training_stop or done
@@ -221,23 +222,29 @@ def _measured(dev: DevSearch, encoder: NeuralSparseEncoder, idf: np.ndarray) -> 
 
 
 def summarise(curves: dict[str, list[dict]]) -> dict:
-    """Compare the two curves: the row "quality_minutes" of metrics.json.
+    """Compare the ends of the two curves: the row "quality_minutes" of metrics.json.
 
-    ratio is minutes the peer took for its best nDCG@10 over the minutes ours took to reach it.
+    above_from_minute is the first of our marks from which on ours lies above the peer's curve (between its
+    marks a straight line); None if it ends below.
     """
     mine, theirs = curves["ours"], curves["peer"]
-    best = max(theirs, key=lambda row: row["ndcg_at_10"])
-    reached = next((row["minutes"] for row in mine if row["ndcg_at_10"] >= best["ndcg_at_10"]), None)
-    return {
-        "row": "quality_minutes",
-        "regime": f"{mine[-1]['minutes']:g} minutes",
-        "dtype": "",
-        "ours": mine[-1]["ndcg_at_10"],
-        "peer": theirs[-1]["ndcg_at_10"],
-        "peer_name": "sentence-transformers SparseEncoderTrainer",
-        "unit": "nDCG@10 on dev",
-        "ratio": best["minutes"] / reached if reached else None,
-        "limit": None,
-        "ours_flops": mine[-1]["flops"],
-        "peer_flops": theirs[-1]["flops"],
-    }
+    end, other = mine[-1], theirs[-1]
+    minutes, heights = [r["minutes"] for r in theirs], [r["ndcg_at_10"] for r in theirs]
+    above = None
+    for point in reversed(mine):
+        if point["ndcg_at_10"] <= np.interp(point["minutes"], minutes, heights):
+            break
+        above = point["minutes"]
+    return row(
+        "quality_minutes",
+        f"{end['minutes']:.0f} minutes",
+        "",
+        end["ndcg_at_10"],
+        other["ndcg_at_10"],
+        "sentence-transformers SparseEncoderTrainer",
+        "nDCG@10 on dev",
+        less_is_better=False,
+        ours_flops=end["flops"],
+        peer_flops=other["flops"],
+        above_from_minute=above,
+    )

@@ -1,8 +1,8 @@
 """Teachers whose scores the student learns: dense and sparse encoders, BM25, cross-encoders, given scores.
 
-Every teacher has prepare(queries, documents, cache, progress, pairs), which computes once what it needs, and
-scores(q_rows, d_rows) -> [Q, D] float32, where NaN marks a pair that this teacher has not scored. Encoders
-and BM25 score any pair of texts; a cross-encoder and given scores know only the pairs they were told.
+Every teacher has scores(q_rows, d_rows) -> [Q, D] float32, where NaN marks a pair that it has not scored, and
+(but for given scores) prepare(queries, documents, ...), which computes once what it needs. Encoders and BM25
+score any pair of texts; a cross-encoder and given scores know only the pairs they were told.
 
 models: which weights a name stands for, and of what kind. once: results on disk, shared by processes.
 dense, sparse, bm25, cross, given: the teachers. ensemble: all of them on one scale.

@@ -1,7 +1,6 @@
 """BM25 as a teacher: the sparse one that needs no weights."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,14 +23,7 @@ class Bm25Teacher:
             raise ValueError(f"analyzer {analyzer!r} is not known; use one of {', '.join(sorted(ANALYZERS))}")
         self.analyzer = analyzer
 
-    def prepare(
-        self,
-        queries: Sequence[str],
-        documents: Sequence[str],
-        cache: Path | None = None,
-        progress: Callable[[int], None] | None = None,
-        pairs: np.ndarray | None = None,
-    ) -> None:
+    def prepare(self, queries: Sequence[str], documents: Sequence[str]) -> None:
         """Index all documents; seconds for tens of thousands, so nothing is cached or shared out."""
         index = Bm25(list(documents), self.analyzer)
         self.q_counts = index.query_matrix(list(queries))

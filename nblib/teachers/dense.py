@@ -81,7 +81,12 @@ def dense_embeddings(
 
 
 def encode_dense(
-    encoder, texts: Sequence[str], side: str, normalise: bool, batch_size: int, tick: Tick
+    encoder,
+    texts: Sequence[str],
+    side: str,
+    normalise: bool,
+    batch_size: int,
+    tick: Tick = lambda done: None,
 ) -> np.ndarray:
     """Embed texts, long ones first: [n, H] float32. Raises ValueError if an embedding is not finite."""
     encode = encoder.encode_query if side == "query" else encoder.encode_document
@@ -99,7 +104,7 @@ def encode_dense(
     reps[order] = shuffled
     if not np.isfinite(reps).all():
         i = int(np.flatnonzero(~np.isfinite(reps).all(axis=1))[0])
-        raise ValueError(f"the dense teacher's embedding of {texts[i][:60]!r} is not finite; use another")
+        raise ValueError(f"the dense model's embedding of {texts[i][:60]!r} is not finite; use another")
     return reps
 
 
@@ -126,7 +131,6 @@ class DenseTeacher:
         documents: Sequence[str],
         cache: Path | None = None,
         progress: Callable[[int], None] | None = None,
-        pairs: np.ndarray | None = None,
     ) -> None:
         """Embed all queries and documents, or read them from `cache`; progress counts both."""
         progress = progress or (lambda done: None)

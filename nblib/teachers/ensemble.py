@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,17 +11,10 @@ from nblib.losses import ensemble_scores
 from nblib.teachers.bm25 import BM25_PREFIX, Bm25Teacher
 from nblib.teachers.cross import CROSS_PREFIX, CrossTeacher
 from nblib.teachers.dense import DenseTeacher
-from nblib.teachers.given import GivenScores, checked_pairs
+from nblib.teachers.given import GivenScores, check_rows, checked_pairs
 from nblib.teachers.sparse import SPARSE_PREFIX, SparseTeacher
 
 Teacher = DenseTeacher | SparseTeacher | Bm25Teacher | CrossTeacher
-
-
-class HasScores(Protocol):
-    """Scores that are there already, such as GivenScores or TrainingSet.scores_of."""
-
-    def scores(self, q_rows: np.ndarray, d_rows: np.ndarray) -> Tensor:
-        """Give [Q, D] float32, NaN where a pair has none."""
 
 
 def make_teacher(name: str, max_length: int, device: str) -> Teacher:
@@ -68,7 +60,7 @@ class EnsembleTeacher:
         cross_teacher_name: CrossEncoder name; "" leaves it out. It scores only the pairs given to prepare().
         cross_weight: its w_j.
         normalise: min-max each teacher's scores per query.
-        given: scores that came with the training rows, by their method `scores`; None leaves them out.
+        given: scores that came with the training rows; None leaves them out.
         given_weight: their w_j.
 
     Raises:
@@ -87,7 +79,7 @@ class EnsembleTeacher:
         cross_teacher_name: str = "",
         cross_weight: float = 0.0,
         normalise: bool = True,
-        given: HasScores | None = None,
+        given: GivenScores | None = None,
         given_weight: float = 0.0,
     ) -> None:
         slots = [
@@ -98,7 +90,7 @@ class EnsembleTeacher:
         if min(weights := [*(weight for _, weight in slots), given_weight]) < 0:
             raise ValueError(f"weights {weights}: want 0 or more; 0 leaves a teacher out")
         slots = [(name, weight) for name, weight in slots if name and weight > 0]
-        self.teachers: list[Teacher | HasScores] = [
+        self.teachers: list[Teacher | GivenScores] = [
             make_teacher(name, max_length, device) for name, _ in slots
         ]
         self.weights = [weight for _, weight in slots]
@@ -132,12 +124,15 @@ class EnsembleTeacher:
             pairs = checked_pairs(pairs, len(queries), len(documents))  # before hours of encoding
         slow = [t for t in self.teachers if isinstance(t, DenseTeacher | SparseTeacher | CrossTeacher)]
         for teacher in self.teachers:
-            if isinstance(teacher, Bm25Teacher | GivenScores):
+            if isinstance(teacher, Bm25Teacher):
                 teacher.prepare(queries, documents)
+            elif isinstance(teacher, GivenScores):
+                check_rows(teacher.pairs, len(queries), len(documents))
         for i, teacher in enumerate(slow):
             before = i * (len(queries) + len(documents))
             tick = progress and (lambda done, before=before: progress((before + done) // len(slow)))
-            teacher.prepare(queries, documents, cache, tick, pairs)
+            named = {"pairs": pairs} if isinstance(teacher, CrossTeacher) else {}
+            teacher.prepare(queries, documents, cache, tick, **named)
         return self
 
     def scores(self, q_rows: np.ndarray, d_rows: np.ndarray) -> Tensor:

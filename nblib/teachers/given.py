@@ -1,7 +1,9 @@
-"""Scores of single pairs: read from kd rows, or computed by a cross-encoder; all other pairs are unscored."""
+"""Scores of single pairs: read from kd rows, or computed by a cross-encoder; all other pairs are unscored.
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+A teacher looks them up by (query row, document row), the positions of the texts in the training set.
+"""
+
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -54,11 +56,12 @@ def checked_pairs(pairs: ArrayLike | None, n_queries: int, n_documents: int) -> 
         raise ValueError(
             f"want pairs [P, 2] of whole numbers (query row, document row), got {pairs.shape} {pairs.dtype}"
         )
-    _check_rows(pairs, n_queries, n_documents)
+    check_rows(pairs, n_queries, n_documents)
     return unpack(np.unique(pack(pairs.astype(np.int64))))
 
 
-def _check_rows(pairs: np.ndarray, n_queries: int, n_documents: int) -> None:
+def check_rows(pairs: np.ndarray, n_queries: int, n_documents: int) -> None:
+    """Refuse pairs of rows that do not exist. Raises ValueError."""
     bad = (pairs < 0) | (pairs >= np.array([n_queries, n_documents]))
     if bad.any():
         q, d = pairs[np.flatnonzero(bad.any(axis=1))[0]]
@@ -69,10 +72,10 @@ def _check_rows(pairs: np.ndarray, n_queries: int, n_documents: int) -> None:
 
 
 class GivenScores:
-    """Scores of named pairs; every other pair is NaN.
+    """Scores of named pairs, such as kd rows hold; every other pair is NaN.
 
     Args:
-        pairs: [P, 2] (query row, document row) of the texts that prepare() will get.
+        pairs: [P, 2] (query row, document row).
         scores: [P] float, on any scale; the larger the better.
 
     Raises:
@@ -97,16 +100,13 @@ class GivenScores:
         first = np.concatenate([[True], ~again]) if len(keys) else again
         self.keys, self.values = keys[first], values[first]
 
-    def prepare(
-        self,
-        queries: Sequence[str],
-        documents: Sequence[str],
-        cache: Path | None = None,
-        progress: Callable[[int], None] | None = None,
-        pairs: np.ndarray | None = None,
-    ) -> None:
-        """Check that the pairs' rows exist. Raises ValueError if one does not."""
-        _check_rows(unpack(self.keys), len(queries), len(documents))
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def pairs(self) -> np.ndarray:
+        """[P, 2] (query row, document row), in order."""
+        return unpack(self.keys)
 
     def scores(self, q_rows: np.ndarray, d_rows: np.ndarray) -> Tensor:
         """Look up all pairs of the given rows: [Q, D] float32, NaN where a pair was not scored."""

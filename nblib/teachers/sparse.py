@@ -171,7 +171,6 @@ class SparseTeacher:
         documents: Sequence[str],
         cache: Path | None = None,
         progress: Callable[[int], None] | None = None,
-        pairs: np.ndarray | None = None,
     ) -> None:
         """Encode all queries and documents, or read them from `cache`; progress counts both.
 

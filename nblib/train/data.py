@@ -4,22 +4,21 @@ Letters: N rows, Q queries and D documents of a set, K negatives per query, R li
 T documents that they name, one line after the other.
 """
 
-import json
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from nblib.data.difficulty import CLASSES, classify_difficulty
-from nblib.data.formats import HEADER, document_text, parse_document, read_beir
-from nblib.data.lines import Checker, DataError, read_lines, text_field, with_gz
-from nblib.train.rows import Lists, PairScores, Rows, Sets
-from nblib.train.texts import JoinedTexts, JsonlTexts, id_key, index_jsonl
+from nblib.data.lines import DataError
+from nblib.teachers.given import GivenScores
+from nblib.train.built import BuiltSet, open_folder, read_kd_ids
+from nblib.train.rows import Lists, Rows, Sets
+from nblib.train.texts import JoinedTexts, JsonlTexts
 
 
 @dataclass(eq=False)
@@ -37,7 +36,7 @@ class TrainingSet(Dataset):
     rows: Rows
     positives_of: Sets
     queries_of: Lists
-    scores_of: PairScores | None = None
+    scores_of: GivenScores | None = None
     source: np.ndarray | None = None
     source_names: list[str] = field(default_factory=list)
     difficulty: np.ndarray | None = None
@@ -109,95 +108,6 @@ def load_training_set(
     return data
 
 
-class _Ids:
-    """Positions of ids by their keys."""
-
-    def __init__(self, keys: np.ndarray) -> None:
-        self.order = np.argsort(keys)
-        self.sorted = keys[self.order]
-
-    def find(self, keys: np.ndarray) -> np.ndarray:
-        """Give the position of each key; -1 where it is unknown."""
-        place = np.searchsorted(self.sorted, keys).clip(max=len(self.sorted) - 1)
-        return np.where(self.sorted[place] == keys, self.order[place], -1)
-
-
-@dataclass
-class _Folder:
-    """A BEIR folder by position. positives: sorted query * D + document of each relevant pair."""
-
-    documents: Sequence[str]
-    queries: Sequence[str]
-    doc_ids: _Ids
-    query_ids: _Ids
-    positives: np.ndarray
-
-    def relevant(self, queries: np.ndarray, docs: np.ndarray) -> np.ndarray:
-        """Tell which pairs are judged relevant: [n] bool."""
-        if not len(self.positives):
-            return np.zeros(len(docs), dtype=bool)
-        pairs = queries * len(self.documents) + docs
-        place = np.searchsorted(self.positives, pairs).clip(max=len(self.positives) - 1)
-        return self.positives[place] == pairs
-
-
-def _open_folder(folder: Path, lazy: bool) -> _Folder:
-    if lazy:
-        doc_keys, documents = index_jsonl(_plain(folder / "corpus.jsonl"), _document)
-        query_keys, queries = index_jsonl(_plain(folder / "queries.jsonl"), _query)
-        judged = _stream_qrels(with_gz(folder / "qrels" / "train.tsv"))
-    else:
-        beir = read_beir(folder)
-        if "train" not in beir.qrels:
-            raise FileNotFoundError(f"{folder} has no qrels/train.tsv: choose a set with a train split")
-        documents, queries = [document_text(d) for d in beir.corpus.values()], list(beir.queries.values())
-        doc_keys, query_keys = _keys(beir.corpus), _keys(beir.queries)
-        pairs = [(q, d) for q, docs in beir.qrels["train"].items() for d, grade in docs.items() if grade > 0]
-        judged = _keys(q for q, _ in pairs), _keys(d for _, d in pairs)
-    doc_ids, query_ids = _Ids(doc_keys), _Ids(query_keys)
-    q, d = query_ids.find(judged[0]), doc_ids.find(judged[1])
-    if min(q.min(initial=0), d.min(initial=0)) < 0:
-        raise DataError(f"{folder}/qrels/train.tsv names an id that the set does not have; build it anew")
-    return _Folder(documents, queries, doc_ids, query_ids, np.sort(q * len(documents) + d))
-
-
-def _keys(ids) -> np.ndarray:
-    return np.fromiter(map(id_key, ids), np.uint64)
-
-
-def _document(row: dict[str, Any]) -> str:
-    return document_text(parse_document(row))
-
-
-def _query(row: dict[str, Any]) -> str:
-    return text_field(row, "text")
-
-
-def _plain(file: Path) -> Path:
-    if not file.exists() and with_gz(file) != file:
-        raise ValueError(
-            f"{with_gz(file)} cannot be read in any order: unpack it with gunzip, or set lazy=False"
-        )
-    return with_gz(file)
-
-
-def _stream_qrels(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the keys of the relevant pairs line by line."""
-    queries, docs = array("Q"), array("Q")
-    for number, line in read_lines(Checker(file, strict=True, problems=None)):
-        parts = line.split("\t")
-        if parts == HEADER:
-            continue
-        if len(parts) != 3 or not parts[2].isdigit():
-            raise DataError(
-                f'{file}, line {number}: "{line[:60]}" is not query, document and grade between tabs'
-            )
-        if int(parts[2]) > 0:
-            queries.append(id_key(parts[0]))
-            docs.append(id_key(parts[1]))
-    return np.array(queries, dtype=np.uint64), np.array(docs, dtype=np.uint64)
-
-
 @dataclass
 class _Named:
     """What the lines of train_rows.jsonl name, sorted by the hash of the query's id, positives first.
@@ -205,7 +115,7 @@ class _Named:
     query: [R] position. row: [T] line. docs: [T] position. relevant: [T] bool. scores: [T], NaN = none.
     """
 
-    folder: _Folder
+    folder: BuiltSet
     file: Path
     query: np.ndarray
     row: np.ndarray
@@ -224,8 +134,8 @@ def _named(folder: Path, mined: int, drawn: int, seed: int, lazy: bool) -> _Name
     file = folder / "train_rows.jsonl"
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: run 01_data_prep on a source with a train split first")
-    opened = _open_folder(folder, lazy)
-    query_keys, doc_keys, lengths, scores = _read_kd_ids(file)
+    opened = open_folder(folder, lazy)
+    query_keys, doc_keys, lengths, scores = read_kd_ids(file)
     query, docs = opened.query_ids.find(query_keys), opened.doc_ids.find(doc_keys)
     row = np.repeat(np.arange(len(query)), lengths)
     unknown = np.concatenate([np.flatnonzero(query < 0), row[docs < 0]])
@@ -244,25 +154,6 @@ def _named(folder: Path, mined: int, drawn: int, seed: int, lazy: bool) -> _Name
     if drawn:
         _draw(named, query_keys[order], drawn, seed)
     return named
-
-
-def _read_kd_ids(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Read a file that 01_data_prep wrote: ([R] query keys, [T] document keys, [R] lengths, [T] scores)."""
-    queries, docs, lengths, scores = array("Q"), array("Q"), array("q"), array("f")
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                given = row.get("scores") or [np.nan] * len(row["doc_ids"])
-                if len(given) != len(row["doc_ids"]):
-                    raise ValueError(f"{len(row['doc_ids'])} doc_ids but {len(given)} scores")
-                queries.append(id_key(row["query_id"]))
-                docs.extend(map(id_key, row["doc_ids"]))
-                scores.extend(given)
-                lengths.append(len(given))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{file}, line {number}: {error}; rebuild it with 01_data_prep") from error
-    return tuple(np.array(a) for a in (queries, docs, lengths, scores))
 
 
 def _draw(named: _Named, query_keys: np.ndarray, n: int, seed: int) -> None:
@@ -325,11 +216,17 @@ def _trainable(named: _Named, max_docs: int, wants_negatives: bool) -> TrainingS
     positives_of = Sets.from_pairs(*pairs, len(asked))
     queries_of = Lists.from_pairs(*pairs[::-1], len(kept))
     scores_of = None
-    if (scored := (q >= 0) & (d >= 0) & ~np.isnan(named.scores)).any():  # q rises, as from_pairs leaves it
-        listed = Lists.from_pairs(q[scored], d[scored], len(asked))
-        scores_of = PairScores(listed, named.scores[scored].astype(np.float32))
+    if (scored := (q >= 0) & (d >= 0) & ~np.isnan(named.scores)).any():
+        scores_of = _given_scores(named.file, np.stack([q, d], axis=1)[scored], named.scores[scored])
     documents, queries = _select(folder.documents, kept), _select(folder.queries, asked)
     return TrainingSet(queries, documents, rows, positives_of, queries_of, scores_of)
+
+
+def _given_scores(file: Path, pairs: np.ndarray, scores: np.ndarray) -> GivenScores:
+    try:
+        return GivenScores(pairs, scores)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error} (positions of the query and the document in the set)") from error
 
 
 def _renumber(kept: np.ndarray, n: int) -> np.ndarray:
@@ -357,16 +254,23 @@ def _join(sets: list[TrainingSet]) -> TrainingSet:
         _shifted([s.rows.starts for s in sets], n_starts),
         _shifted([s.rows.stops for s in sets], n_starts),
     )
-    scored = [s.scores_of or PairScores(Lists.from_mapping({}, len(s.queries)), np.zeros(0)) for s in sets]
-    scores = np.concatenate([s.values for s in scored]).astype(np.float32)
     return TrainingSet(
         _texts([s.queries for s in sets]),
         _texts([s.documents for s in sets]),
         rows,
         _join_lists([s.positives_of for s in sets], d_starts),
         _join_lists([s.queries_of for s in sets], q_starts),
-        PairScores(_join_lists([s.documents for s in scored], d_starts), scores) if len(scores) else None,
+        _join_scores([s.scores_of for s in sets], np.stack([q_starts, d_starts], axis=1)),
     )
+
+
+def _join_scores(parts: list[GivenScores | None], starts: np.ndarray) -> GivenScores | None:
+    """Put scores together; `starts` [sets, 2] shifts their pairs."""
+    given = [(part, start) for part, start in zip(parts, starts, strict=True) if part is not None]
+    if not given:
+        return None
+    pairs = np.concatenate([part.pairs + start for part, start in given])
+    return GivenScores(pairs, np.concatenate([part.values for part, _ in given]))
 
 
 def _texts(parts: list[Sequence[str]]) -> Sequence[str]:

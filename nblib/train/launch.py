@@ -38,6 +38,7 @@ def finetune(params: FinetuneParams, encoder: NeuralSparseEncoder, data: Trainin
     run = at_root(params.run_dir) / "artifacts"
     if params.processes == 1:
         options = {"label": "finetune", "evaluate_dev": pipeline.dev_measure(params)}
+        options["token_cache"] = pipeline.cache_folder(params) if params.stream_texts else None
         return train_sparse(encoder, data, idf, TrainConfig.from_params(params), run, teacher, **options)
     file = run / "launch.yaml"
     write_text(file, yaml.safe_dump(params.model_dump(), sort_keys=False))

@@ -54,7 +54,7 @@ def open_finetuning(params) -> Path:
 
 
 def open_speed(params) -> Path:
-    """Check the inputs of 12 and open its artifacts folder, see _open_run; parts may be measured one by one."""
+    """Check the inputs of 12 and open its artifacts folder, see _open_run; parts add up, run by run."""
     sets = [built_set(params.data_dir, name) for name in (params.dataset, params.dev_set)]
     return _open_run(params, [*sets, _idf_file(params), _pretrained(params)], leave_out={"parts"})
 
@@ -112,7 +112,13 @@ def open_training_set(params) -> TrainingSet:
         params.max_train_docs,
         hard_negative_ratio=getattr(params, "hard_negative_ratio", 1.0),
         difficulty=bool(getattr(params, "stages", [])),
+        lazy=getattr(params, "stream_texts", False),
     )
+
+
+def cache_folder(params) -> Path:
+    """Name the folder beside the run that keeps what several runs share."""
+    return at_root(params.run_dir).parent / "cache"
 
 
 def dev_measure(params) -> DevSearch | None:
@@ -122,8 +128,13 @@ def dev_measure(params) -> DevSearch | None:
     return DevSearch(load_eval_set(params.dev_set, params.data_dir, "dev"))
 
 
-def prepare_teacher(params, data: TrainingSet) -> EnsembleTeacher | None:
+def prepare_teacher(params, data: TrainingSet, cached: bool = True) -> EnsembleTeacher | None:
     """Let the teachers read all training texts; embeddings are cached beside the run folder.
+
+    Args:
+        params: typed parameters of the notebook.
+        data: training rows.
+        cached: False computes all anew and keeps nothing, for a clock that counts it.
 
     Returns:
         The ensemble, or None if both weights are 0 (contrastive training alone).
@@ -150,11 +161,10 @@ def prepare_teacher(params, data: TrainingSet) -> EnsembleTeacher | None:
         given,
     )
     total = len(data.queries) + len(data.documents)
-    cache = at_root(params.run_dir).parent / "cache"
     return teacher.prepare(
         data.queries,
         data.documents,
-        cache,
+        cache_folder(params) if cached else None,
         lambda done: report("embed for the teacher", done, total),
         training_pairs(data.rows) if cross else None,
     )

@@ -8,64 +8,14 @@ Letters: N rows, B rows of one batch.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from nblib.data.difficulty import CLASSES
-
-UNITS = ("epoch", "step", "share")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training that sees rows of some classes only.
-
-    until: where it ends, in `unit`; the last stage goes on after that. classes: of nblib.data.difficulty.
-    unit: "epoch", "step" (of the optimizer) or "share" (0 to 1, of all steps).
-    """
-
-    until: float
-    classes: tuple[str, ...]
-    unit: str = "epoch"
-
-    def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise ValueError(f'unit of a stage is "{self.unit}"; take one of {", ".join(UNITS)}')
-        if not self.classes or set(self.classes) - set(CLASSES):
-            raise ValueError(
-                f"classes of a stage are {list(self.classes)}; take some of {', '.join(CLASSES)}"
-            )
-        if not 0 < self.until < math.inf or (self.unit == "share" and self.until > 1):
-            raise ValueError(f"a stage ends at {self.unit} {self.until}; want more than 0, a share at most 1")
-
-
-def read_stages(stages: Iterable[Mapping[str, Any]]) -> list[Stage]:
-    """Read stages as guide 000 writes them: {"epoch": [0, 3], "difficulty": "easy"}.
-
-    Args:
-        stages: each with one of "epoch", "step" and "share", holding [begin, end], and "difficulty", a class
-            or a list of classes. Each begins where the one before it ends.
-
-    Raises:
-        ValueError: another form, a gap or an overlap, an unknown class.
-    """
-    found: list[Stage] = []
-    for number, raw in enumerate(stages, 1):
-        units = [unit for unit in UNITS if unit in raw]
-        if len(units) != 1 or set(raw) != {*units, "difficulty"}:
-            form = '{"epoch": [0, 3], "difficulty": ["easy"]}'
-            raise ValueError(f"stage {number} is {dict(raw)}; write {form}, or step or share for epoch")
-        begin, end = raw[units[0]]
-        expected = found[-1].until if found else 0
-        if begin != expected:
-            raise ValueError(f"stage {number} begins at {units[0]} {begin}; it must begin at {expected}")
-        names = [raw["difficulty"]] if isinstance(raw["difficulty"], str) else raw["difficulty"]
-        found.append(Stage(end, tuple(names), units[0]))
-    return found
+from nblib.train.stages import Stage, check_stages
 
 
 @dataclass(frozen=True)
@@ -94,9 +44,6 @@ class BatchPlan(Sampler[list[int]]):
         difficulty: [N] position of each row's class in nblib.data.difficulty.CLASSES.
         stages: a curriculum; needs `difficulty`. A data set without a whole batch of a stage's classes sits
             that stage out.
-        lengths: [N] tokens of each row's longest text; with it, rows of like length share a batch.
-        bucket_factor: rows are sorted by length within stretches of this many batches: more saves more
-            padding and leaves less to chance.
         drop_last: leave the rows out that make no whole batch, others each epoch.
         batches_per_epoch: 0 for as many as all rows make.
         accumulation: batches per step of the optimizer, for stages by step.
@@ -117,8 +64,6 @@ class BatchPlan(Sampler[list[int]]):
         homogeneous: bool = True,
         difficulty: np.ndarray | None = None,
         stages: Sequence[Stage] = (),
-        lengths: np.ndarray | None = None,
-        bucket_factor: int = 50,
         drop_last: bool = True,
         batches_per_epoch: int = 0,
         accumulation: int = 1,
@@ -127,15 +72,14 @@ class BatchPlan(Sampler[list[int]]):
         for name, value, least in (
             ("batch_rows", batch_rows, 1),
             ("seed", seed, 0),
-            ("bucket_factor", bucket_factor, 1),
             ("batches_per_epoch", batches_per_epoch, 0),
             ("accumulation", accumulation, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}; want {least} or more")
         self.batch_size, self.seed, self.epoch = batch_rows, seed, 0
-        self.homogeneous, self.drop_last, self.bucket_factor = homogeneous, drop_last, bucket_factor
-        self.lengths = _per_row("lengths", lengths, n_rows)
+        self.n_rows, self.homogeneous, self.drop_last = n_rows, homogeneous, drop_last
+        self.lengths, self.bucket_factor = None, 1
         self.accumulation, self.total_steps = accumulation, total_steps
         source = np.zeros(n_rows, np.int8) if source is None else _per_row("source", source, n_rows)
         mixing = _mixing(mixing, int(source.max(initial=0)) + 1)
@@ -146,9 +90,25 @@ class BatchPlan(Sampler[list[int]]):
         self.pools, self.ends = [everything], [math.inf]
         if stages:
             difficulty = _per_row("difficulty", difficulty, n_rows)
-            _check_stages(stages, difficulty, total_steps)
+            check_stages(stages, difficulty, total_steps)
             self.pools = [self._stage_pool(stage, difficulty, source, mixing) for stage in stages]
             self.ends = [self._first_batch(stage) for stage in stages[:-1]] + [math.inf]
+
+    def sort_by(self, lengths: np.ndarray, bucket_factor: int = 50) -> "BatchPlan":
+        """Let rows of like length share a batch.
+
+        Args:
+            lengths: [N] tokens of each row's longest text.
+            bucket_factor: rows are sorted within stretches of this many batches: more saves more padding and
+                leaves less to chance.
+
+        Raises:
+            ValueError: another number of lengths, or a factor under 1.
+        """
+        if bucket_factor < 1:
+            raise ValueError(f"bucket_factor is {bucket_factor}; want 1 or more")
+        self.lengths, self.bucket_factor = _per_row("lengths", lengths, self.n_rows), bucket_factor
+        return self
 
     def __len__(self) -> int:
         return self.batches_per_epoch
@@ -317,15 +277,3 @@ def _mixing(mixing: Sequence[float] | None, n_sets: int) -> np.ndarray | None:
             f"mixing weights are {list(mixing)} for {n_sets} data sets; give each one number, not all 0"
         )
     return weights
-
-
-def _check_stages(stages: Sequence[Stage], difficulty: np.ndarray | None, total_steps: int) -> None:
-    if difficulty is None:
-        raise ValueError("stages need the difficulty of each row; load the set with difficulty=True")
-    if len({stage.unit for stage in stages}) > 1:
-        raise ValueError("stages count in several units; give all of them in epochs, in steps or in shares")
-    ends = [stage.until for stage in stages]
-    if ends != sorted(set(ends)):
-        raise ValueError(f"stages end at {ends}; each must end after the one before it")
-    if stages[0].unit == "share" and total_steps < 1:
-        raise ValueError("stages by share need total_steps; give the number of optimizer steps")

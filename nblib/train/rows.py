@@ -1,4 +1,4 @@
-"""Training rows as flat arrays: rows, lists of positions and scores of pairs, small for millions of rows.
+"""Training rows as flat arrays: rows and lists of positions, small for millions of rows.
 
 Letters: N rows or texts of the set, Q queries and D documents of one batch.
 """
@@ -6,8 +6,6 @@ Letters: N rows or texts of the set, Q queries and D documents of one batch.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from nblib.train.texts import spans
 
@@ -108,36 +106,6 @@ class Rows(Sequence[tuple[int, int, list[int]]]):
                 most = np.maximum.reduceat(values, np.cumsum(counts) - counts)
                 out[at + some] = np.maximum(out[at + some], most)
         return out
-
-
-class PairScores:
-    """Scores that the training rows name themselves; a teacher by its method `scores`.
-
-    Args:
-        documents: the scored documents of each query.
-        values: [sum] float32, in the order of documents.flat.
-    """
-
-    def __init__(self, documents: Lists, values: np.ndarray) -> None:
-        self.documents, self.values = documents, values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, pair: tuple[int, int]) -> float:
-        """Give the score of (query, document). Raises KeyError if there is none."""
-        score = float(self.scores([pair[0]], [pair[1]]))
-        if np.isnan(score):
-            raise KeyError(pair)
-        return score
-
-    def scores(self, q_rows: Sequence[int], d_rows: Sequence[int]) -> Tensor:
-        """Look up all pairs of the given queries and documents: [Q, D] float32, NaN = not scored."""
-        lengths, places = self.documents.places(np.asarray(q_rows, dtype=np.int64))
-        out = np.full((len(lengths), len(d_rows)), np.nan, dtype=np.float32)
-        row, column, hit = cells(lengths, self.documents.flat[places], np.asarray(d_rows))
-        out[row, column] = self.values[places][hit]
-        return torch.from_numpy(out)
 
 
 def cells(

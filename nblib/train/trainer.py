@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from nblib.distributed import own_share, rank, start, sum_over_processes, world_size
@@ -22,8 +22,9 @@ from nblib.train.checkpoints import run_or_resume
 from nblib.train.collator import Collator
 from nblib.train.config import TrainConfig, make_optimizer, training_arguments
 from nblib.train.data import TrainingSet
-from nblib.train.plan import BatchPlan, PlannedLoader, read_stages
+from nblib.train.plan import BatchPlan, PlannedLoader
 from nblib.train.schedule import ramp
+from nblib.train.stages import read_stages
 
 TRAINABLE = "trainable.pt"  # in a checkpoint: what the model folder cannot hold
 
@@ -113,6 +114,12 @@ class SparseTrainer(EncoderTrainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
 
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bring a batch to the device; what workers sent as sparse tensors becomes dense there."""
+        return {
+            name: x.to_dense() if x.is_sparse else x for name, x in super()._prepare_inputs(inputs).items()
+        }
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Give the Trainer the loss of one batch of the collator; note its terms for the log."""
         if self.accumulation > 1:  # the whole batch is one loss; its documents pass in so many slices
@@ -165,6 +172,7 @@ def train_sparse(
     callbacks=(),
     evaluate_dev: Callable[[SparseRetriever], dict[str, float]] | None = None,
     stop_ids=(),
+    token_cache: Path | None = None,
 ) -> Path:
     """Train an encoder from the last checkpoint on, if there is one, and write folder / "final_model".
 
@@ -181,6 +189,7 @@ def train_sparse(
         callbacks: more TrainerCallbacks.
         evaluate_dev: measures the retriever every config.eval_steps, see nblib.train.dev.
         stop_ids: stop tokens, which the IDF penalty treats harder.
+        token_cache: folder that keeps the texts' token ids as files; None holds them in memory.
 
     Returns:
         The folder of the final model.
@@ -190,24 +199,11 @@ def train_sparse(
         ValueError: a batch would have nothing to contrast with, or settings do not fit.
     """
     start()
-    plan = plan_batches(data, config)
-    total_steps = config.total_steps(len(plan))
-    collator = Collator(
-        data,
-        encoder.tokenizer,
-        encoder.max_length,
-        teacher,
-        config.lexical_weight > 0,
-        query_max_length=config.query_max_length,
-        pad_to_multiple_of=config.pad_to_multiple_of,
-        siamese=config.query_side == "siamese",
-    )
-    plan = plan_batches(data, config, collator.row_lengths(data.rows), total_steps)
+    plan, total_steps = plan_batches(data, config)
+    collator = make_collator(encoder, data, config, teacher, token_cache)
+    if config.bucket_factor:
+        plan.sort_by(collator.row_lengths(data.rows), config.bucket_factor)
     retriever = prepare_retriever(encoder, idf, config)
-    guard = Guard(config.guard_steps, 1.0, encoder.vocab_size / 10, config.lambda_ramp_steps)
-    hooks = [JsonlLog(folder / "training_log.jsonl"), LiveLine(label), ReturnMemory(), guard, *callbacks]
-    if config.patience:
-        hooks.append(EarlyStoppingCallback(config.patience, config.min_delta))
     trainer = SparseTrainer(
         model=retriever,
         args=training_arguments(folder, config, total_steps),
@@ -215,7 +211,7 @@ def train_sparse(
         eval_dataset=data if evaluate_dev else None,  # the Trainer wants one; evaluate() takes evaluate_dev
         data_collator=collator,
         optimizers=(make_optimizer(encoder, config, retriever.query_weights), None),
-        callbacks=hooks,
+        callbacks=[*_hooks(config, folder, label, encoder.vocab_size), *callbacks],
         loss_fn=SparseLoss(retriever.idf.detach(), config.loss_weights(), encoder.special_ids, stop_ids),
         ramp_steps=config.lambda_ramp_steps,
         plan=plan,
@@ -232,6 +228,31 @@ def train_sparse(
     return folder / "final_model"
 
 
+def _hooks(config: TrainConfig, folder: Path, label: str, vocab_size: int) -> list[TrainerCallback]:
+    """List what every run has: a log, a live line, the guard, and the end of a run that gains no more."""
+    guard = Guard(config.guard_steps, 1.0, vocab_size / 10, config.lambda_ramp_steps)
+    hooks = [JsonlLog(folder / "training_log.jsonl"), LiveLine(label), ReturnMemory(), guard]
+    return hooks + ([EarlyStoppingCallback(config.patience, config.min_delta)] if config.patience else [])
+
+
+def make_collator(
+    encoder: NeuralSparseEncoder, data: TrainingSet, config: TrainConfig, teacher, token_cache: Path | None
+) -> Collator:
+    """Tokenize the texts and say how rows become batches."""
+    return Collator(
+        data,
+        encoder.tokenizer,
+        encoder.max_length,
+        teacher,
+        config.lexical_weight > 0,
+        query_max_length=config.query_max_length,
+        pad_to_multiple_of=config.pad_to_multiple_of,
+        siamese=config.query_side == "siamese",
+        sparse=config.workers > 0,  # [Q, V] and [D, V] of zeros are slow to carry from process to process
+        cache=token_cache,
+    )
+
+
 def prepare_retriever(encoder: NeuralSparseEncoder, idf, config: TrainConfig) -> SparseRetriever:
     """Set an encoder up for training as the settings say: kernels, adapters, checkpointing, query side."""
     if config.lora_r:
@@ -245,8 +266,8 @@ def prepare_retriever(encoder: NeuralSparseEncoder, idf, config: TrainConfig) ->
     return SparseRetriever(encoder, idf, config.query_side)
 
 
-def plan_batches(data: TrainingSet, config: TrainConfig, lengths=None, total_steps: int = 0) -> BatchPlan:
-    """Lay out the batches of all processes.
+def plan_batches(data: TrainingSet, config: TrainConfig) -> tuple[BatchPlan, int]:
+    """Lay out the batches of all processes, and count the steps of the run.
 
     Raises:
         ValueError: batches in which a query has nothing but its positive (their loss is zero), a batch larger
@@ -257,15 +278,10 @@ def plan_batches(data: TrainingSet, config: TrainConfig, lengths=None, total_ste
         raise ValueError(
             "batch_size 1 without negatives has a loss of 0: raise batch_size or num_hard_negatives"
         )
-    return BatchPlan(
-        len(data),
-        batch_rows,
-        config.seed,
-        source=data.source,
-        mixing=config.mixing or None,
-        difficulty=data.difficulty,
-        stages=read_stages(config.stages) if total_steps else (),
-        lengths=lengths if config.bucket_factor else None,
-        bucket_factor=max(config.bucket_factor, 1),
-        total_steps=total_steps,
-    )
+    options = {"source": data.source, "mixing": config.mixing or None}
+    plan = BatchPlan(len(data), batch_rows, config.seed, **options)
+    total_steps = config.total_steps(len(plan))
+    if config.stages and total_steps:
+        options |= {"difficulty": data.difficulty, "stages": read_stages(config.stages)}
+        plan = BatchPlan(len(data), batch_rows, config.seed, total_steps=total_steps, **options)
+    return plan, total_steps

@@ -146,7 +146,9 @@ def test_a_frozen_decoder_gets_no_gradient():
     assert packed.grad.abs().sum() > 0 and weight.grad is None and bias.grad is None
 
 
-@pytest.mark.parametrize("active", [1, 100])  # of a hundred terms in two blocks: gathered columns, whole blocks
+@pytest.mark.parametrize(
+    "active", [1, 100]
+)  # of a hundred terms in two blocks: gathered columns, whole blocks
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("way", ["packed", "padded", "screened"])
 def test_a_tie_goes_to_the_first_position(way, dtype, active, monkeypatch):

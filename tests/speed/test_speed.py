@@ -114,6 +114,8 @@ def test_summary_of_curves_by_hand():
     }
     row = quality.summarise(curves)
     assert (row["ours"], row["peer"], row["ours_flops"], row["peer_flops"]) == (0.6, 0.45, 1.0, 1.2)
-    assert row["ratio"] == 2.0  # the peer's best of .5 took 4 minutes; ours had passed it after 2
-    curves["ours"] = curves["ours"][:1]
-    assert quality.summarise(curves)["ratio"] is None
+    assert row["ratio"] == pytest.approx(0.6 / 0.45) and row["above_from_minute"] == 1
+    curves["ours"][1] = point(2, 0.36, 2.0)  # the peer's line stands at .367 there
+    assert quality.summarise(curves)["above_from_minute"] == 4
+    curves["ours"] = curves["ours"][:2]
+    assert quality.summarise(curves)["above_from_minute"] is None

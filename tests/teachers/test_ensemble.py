@@ -82,15 +82,6 @@ def test_without_normalisation_raw_scores_are_added():
     assert raw.scores([0], [0, 1]).tolist() == [[-6.0, 100.0]], "S has no part in it"
 
 
-def test_given_scores_may_be_any_object_that_has_scores():
-    class Tens:
-        def scores(self, q_rows, d_rows):
-            return torch.tensor([[10.0, 30.0, 20.0]])
-
-    ensemble = teachers.EnsembleTeacher("", "", scale_constant=8.0, given=Tens(), given_weight=0.5)
-    assert ensemble.prepare(["q"], ["a", "b", "c"]).scores([0], [0, 1, 2]).tolist() == [[0.0, 4.0, 2.0]]
-
-
 def test_a_weight_of_zero_loads_nothing(cross_folder):
     single = teachers.EnsembleTeacher("no/such-model", "bm25:english", 0.0, 1.0)
     assert len(single.teachers) == 1

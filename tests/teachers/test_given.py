@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from nblib.teachers import GivenScores, training_pairs
-from nblib.teachers.given import checked_pairs
+from nblib.teachers.given import check_rows, checked_pairs
 
 NAN = float("nan")
 
@@ -15,7 +15,7 @@ def same(got: torch.Tensor, want: list[list[float]]) -> None:
 
 def test_a_block_by_hand():
     given = GivenScores([(2, 0), (0, 1), (0, 3), (2, 2)], [4.0, 0.0, -1.5, 7.0])
-    given.prepare(["a", "b", "c"], ["w", "x", "y", "z"])
+    assert len(given) == 4 and given.pairs.tolist() == [[0, 1], [0, 3], [2, 0], [2, 2]]
     same(
         given.scores(np.array([0, 1, 2]), np.arange(4)),
         [[NAN, 0.0, NAN, -1.5], [NAN] * 4, [4.0, NAN, 7.0, NAN]],
@@ -52,7 +52,7 @@ def test_bad_scores_are_refused(pairs, scores, reason):
 
 def test_rows_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match=r"pair \(0, 2\): rows run to 0 .* and 1"):
-        GivenScores([(0, 0), (0, 2)], [1.0, 1.0]).prepare(["q"], ["a", "b"])
+        check_rows(GivenScores([(0, 0), (0, 2)], [1.0, 1.0]).pairs, 1, 2)
 
 
 def test_training_pairs_are_positives_and_negatives_once():

@@ -13,7 +13,7 @@ from nblib.search.bm25 import Bm25
 from nblib.train.collator import Collator, lexical_targets
 from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.plan import BatchPlan, PlannedLoader
-from nblib.train.rows import Lists, PairScores, Rows
+from nblib.train.rows import Lists, Rows
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_positives_come_first_whatever_their_place(folder):
     ]
     assert text == [("first", "0", ["4"]), ("third", "3", []), ("second", "2", ["3"]), ("second", "1", ["3"])]
     assert [d[-1] for d in data.documents] == ["0", "4", "3", "2", "1"]
-    assert data.scores_of[0, 0] == 3.0
+    assert data.scores_of.scores([0], [0]).item() == 3.0
 
 
 def test_missing_rows_name_the_step(tmp_path):
@@ -177,14 +177,21 @@ def test_scores_of_the_rows(folder, tok):
     data = load_training_set(folder, num_hard_negatives=1)
     q = {text: i for i, text in enumerate(data.queries)}
     d = {text[-1]: i for i, text in enumerate(data.documents)}
-    assert data.scores_of[q["second"], d["2"]] == 2.0 and len(data.scores_of) == 6
+    assert len(data.scores_of) == 6
     got = data.scores_of.scores([q["third"], q["first"]], [d["1"], d["3"], d["0"]])
     assert torch.equal(got.nan_to_num(-1), torch.tensor([[-1.0, 1.0, -1.0], [2.0, -1.0, 3.0]]))
-    with pytest.raises(KeyError):
-        data.scores_of[q["first"], d["3"]]
     batch = Collator(data, tok, 16, data.scores_of)(data.rows[:4])
     assert batch["teacher"].shape == batch["positives"].shape
     assert not batch["teacher"][batch["positives"]].isnan().any() and batch["teacher"].isnan().any()
+
+
+def test_two_scores_of_one_pair_are_refused(folder):
+    file = folder / "train_rows.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows.append(rows[0] | {"scores": [score + 1 for score in rows[0]["scores"]]})
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"train_rows.jsonl: pair \(\d, \d\) has scores"):
+        load_training_set(folder, 1)
 
 
 def test_rows_without_scores(folder):
@@ -323,7 +330,7 @@ def test_several_sets_stay_apart(folder, large, tok, lazy):
     ]
     assert len(data.scores_of) == len(one.scores_of) + len(two.scores_of)
     q, p, _ = data[-1]
-    assert data.scores_of[q, p] == 3.0
+    assert data.scores_of.scores([q], [p]).item() == 3.0
     assert len(Collator(data, tok, 16)(data.rows[:2])["positives"]) >= 1
 
 
@@ -338,7 +345,7 @@ def test_workers_give_the_same_batches(large, tok, tmp_path, compact):
     options = {"siamese": True, "sparse": compact, "cache": tmp_path / "cache"}
     collate = Collator(data, tok, 16, data.scores_of, lexical=True, **options)
     collate = pickle.loads(pickle.dumps(collate))  # as a worker that is not forked gets it
-    plan = BatchPlan(len(data), 4, seed=1, lengths=collate.row_lengths(data.rows), bucket_factor=2)
+    plan = BatchPlan(len(data), 4, seed=1).sort_by(collate.row_lengths(data.rows), 2)
     here, there = (
         batches_of(PlannedLoader(data, batch_sampler=plan, collate_fn=collate, num_workers=workers))
         for workers in (0, 2)
@@ -398,9 +405,3 @@ def test_lexical_targets_by_hand(tmp_path, tok):
     assert lexical[0, cat] == pytest.approx(2 * 2.5 / (2 + 2.0625))
     assert lexical[0, dog] == pytest.approx(2.5 / 3.0625) and lexical[1, rain] == pytest.approx(2.5 / 1.9375)
     assert lexical.count_nonzero() == 3
-
-
-def test_scores_where_a_query_has_none():
-    scores = PairScores(Lists.from_mapping({1: [4, 2]}, 3), np.array([0.5, 0.25], np.float32))
-    got = scores.scores(np.array([0, 1]), np.array([2, 3, 4]))
-    assert torch.equal(got.nan_to_num(-1), torch.tensor([[-1.0, -1.0, -1.0], [0.25, -1.0, 0.5]]))

@@ -220,6 +220,21 @@ def test_a_compiled_backbone_gives_the_same_reps(tiny_backbone, data):
     assert abs(encoder.encode_documents(data.documents[:5]) - before).max() < 1e-5
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_texts_in_files_and_workers_train_the_same_model(tiny_backbone, data, mined_set, tmp_path, workers):
+    """Token ids come from mapped files and, with workers, batches as sparse tensors: not a bit differs."""
+    streamed = load_training_set(mined_set, num_hard_negatives=2, lazy=True)
+    config = replace(SMALL, workers=workers, bucket_factor=2)
+    encoder, _ = train(tiny_backbone, streamed, tmp_path / "a", config, token_cache=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("tokens-*.npy"))) == 4
+    other, _ = train(tiny_backbone, data, tmp_path / "b", replace(config, workers=0))
+    before = NeuralSparseEncoder(str(tiny_backbone)).mlm.state_dict()
+    state = other.mlm.state_dict()
+    for name, value in encoder.mlm.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert any(not torch.equal(value, before[name]) for name, value in state.items()), "nothing was trained"
+
+
 def test_a_curriculum_needs_rows_of_its_classes(tiny_backbone, mined_set, tmp_path):
     rows = load_training_set(mined_set, num_hard_negatives=2, difficulty=True)
     stages = json.loads('[{"step": [0, 2], "difficulty": "easy"}, {"step": [2, 9], "difficulty": "hard"}]')

@@ -9,7 +9,8 @@ from accelerate import skip_first_batches
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from nblib.train.plan import BatchPlan, PlannedLoader, Stage, read_stages, spread
+from nblib.train.plan import BatchPlan, PlannedLoader, spread
+from nblib.train.stages import Stage, read_stages
 
 
 def epoch_of(plan, epoch=0):
@@ -145,12 +146,12 @@ def padding(lengths, batches):
 def test_rows_of_like_length_share_a_batch():
     lengths = np.random.default_rng(5).integers(1, 100, 400)
     plain = epoch_of(BatchPlan(400, 4, seed=5))
-    bucketed = epoch_of(BatchPlan(400, 4, seed=5, lengths=lengths, bucket_factor=100))
+    bucketed = epoch_of(BatchPlan(400, 4, seed=5).sort_by(lengths, 100))
     assert sorted(chain(*bucketed)) == list(range(400))
     assert padding(lengths, bucketed) < 0.25 * padding(lengths, plain)
     longest = [int(lengths[batch].max()) for batch in bucketed]
     assert abs(np.corrcoef(longest, np.arange(100))[0, 1]) < 0.3, "short ones do not come first"
-    one = epoch_of(BatchPlan(400, 4, seed=5, lengths=lengths, bucket_factor=1))
+    one = epoch_of(BatchPlan(400, 4, seed=5).sort_by(lengths, 1))
     assert {frozenset(b) for b in one} == {frozenset(b) for b in plain}, (
         "a stretch of one batch sorts nothing"
     )
@@ -221,7 +222,6 @@ def test_the_trainer_resumes_in_mid_epoch(tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"source": np.arange(80) // 77}, "data set 1 has 3 rows, fewer than batch_size 4"),
         ({"source": np.zeros(5, int)}, "source has 5 entries for 80 rows"),
-        ({"lengths": np.zeros(5, int)}, "lengths has 5 entries"),
         ({"source": np.arange(80) // 40, "mixing": [1.0]}, r"\[1.0\] for 2 data sets"),
         ({"source": np.arange(80) // 40, "mixing": [1.0, -1.0]}, "not all 0"),
         ({"source": np.arange(80) // 40, "mixing": [0.0, 0.0]}, "not all 0"),
@@ -244,6 +244,13 @@ def test_the_trainer_resumes_in_mid_epoch(tmp_path):
 def test_what_cannot_be_is_refused_at_once(change, words):
     with pytest.raises(ValueError, match=words):
         BatchPlan(**{"n_rows": 80, "batch_rows": 4, "seed": 1} | change)
+
+
+def test_bad_lengths_are_refused():
+    with pytest.raises(ValueError, match="lengths has 5 entries for 80 rows"):
+        BatchPlan(80, 4, seed=1).sort_by(np.zeros(5, int))
+    with pytest.raises(ValueError, match="bucket_factor is 0"):
+        BatchPlan(80, 4, seed=1).sort_by(np.zeros(80, int), 0)
 
 
 def test_a_set_of_weight_0_may_be_small():
