@@ -132,9 +132,7 @@ def peer(
         seed: of the order.
         precision: "bf16" or "fp32", the faster one for both sides.
     """
-    from sentence_transformers import SparseEncoderTrainer, SparseEncoderTrainingArguments
-    from sentence_transformers.base.sampler import BatchSamplers
-    from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
+    from sentence_transformers import SparseEncoderTrainer
 
     rows = _columns(data)
     copy = NeuralSparseEncoder.load(model, max_length)  # searches with the peer's weights, fast
@@ -143,28 +141,8 @@ def peer(
         """Train that many steps from the start weights; the clock watches."""
         encoder = peer_encoder(model, idf, max_length)
         clock.measure = lambda: _measured(dev, _copied(encoder, copy), idf)
-        arguments = SparseEncoderTrainingArguments(
-            output_dir=str(folder / name),
-            max_steps=steps,
-            per_device_train_batch_size=PEER_RECIPE["per_device_train_batch_size"],
-            learning_rate=PEER_RECIPE["learning_rate"],
-            warmup_steps=round(PEER_RECIPE["warmup_ratio"] * steps),
-            bf16=precision == "bf16",
-            use_cpu=not torch.cuda.is_available(),
-            batch_sampler=BatchSamplers.NO_DUPLICATES,
-            router_mapping={name: "query" if name == "anchor" else "document" for name in rows.column_names},
-            save_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            seed=seed,
-        )
-        loss = SpladeLoss(
-            encoder,
-            SparseMultipleNegativesRankingLoss(encoder),
-            document_regularizer_weight=PEER_RECIPE["document_regularizer_weight"],
-            query_regularizer_weight=0,
-        )
-        trainer = SparseEncoderTrainer(encoder, arguments, rows, loss=loss, callbacks=[clock])
+        arguments = _peer_arguments(folder / name, steps, rows.column_names, precision, seed)
+        trainer = SparseEncoderTrainer(encoder, arguments, rows, loss=_peer_loss(encoder), callbacks=[clock])
         trainer.train()
 
     per_step = _trial(lambda clock: run(TRIAL, clock, "peer-trial"), Clock(1e9, 0.0, None, "peer: trial"))
@@ -184,6 +162,40 @@ def peer_encoder(model: Path, idf: np.ndarray, max_length: int):
     query = SparseStaticEmbedding(document.tokenizer, torch.from_numpy(idf.copy()).float(), frozen=True)
     router = Router.for_query_document([query], [document, SpladePooling("max")])
     return SparseEncoder(modules=[router], similarity_fn_name="dot", device="cpu")
+
+
+def _peer_arguments(folder: Path, steps: int, columns: list[str], precision: str, seed: int):
+    """Lay PEER_RECIPE out as the peer's trainer wants it."""
+    from sentence_transformers import SparseEncoderTrainingArguments
+    from sentence_transformers.base.sampler import BatchSamplers
+
+    return SparseEncoderTrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=PEER_RECIPE["per_device_train_batch_size"],
+        learning_rate=PEER_RECIPE["learning_rate"],
+        warmup_steps=round(PEER_RECIPE["warmup_ratio"] * steps),
+        bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        batch_sampler=BatchSamplers.NO_DUPLICATES,
+        router_mapping={name: "query" if name == "anchor" else "document" for name in columns},
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        seed=seed,
+    )
+
+
+def _peer_loss(encoder):
+    """Build SpladeLoss over SparseMultipleNegativesRankingLoss with PEER_RECIPE's weight."""
+    from sentence_transformers.sparse_encoder.losses import SparseMultipleNegativesRankingLoss, SpladeLoss
+
+    return SpladeLoss(
+        encoder,
+        SparseMultipleNegativesRankingLoss(encoder),
+        document_regularizer_weight=PEER_RECIPE["document_regularizer_weight"],
+        query_regularizer_weight=0,
+    )
 
 
 def _trial(run, clock: Clock) -> float:
