@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather, all_reduce
 
 
 def backend() -> str:
@@ -28,6 +27,12 @@ def start() -> None:
     """Join the other processes if torchrun started this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         PartialState(cpu=not torch.cuda.is_available(), backend=backend())
+
+
+def stop() -> None:
+    """Leave the other processes, as a process must before it ends: its threads abort it otherwise."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -52,9 +57,49 @@ def own_share(n: int) -> slice:
     return share(n, rank(), world_size())
 
 
+class _Sum(torch.autograd.Function):
+    """Add up over all processes, forwards and backwards.
+
+    torch.distributed.nn.functional is deprecated, and its all_gather gives wrong gradients under gloo where
+    a gradient comes transposed: it receives into memory laid out like that. So both are written out here.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """Give the sum of the processes' tensors."""
+        return _added(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        """Give the sum of the processes' gradients."""
+        return _added(grad)
+
+
+class _Gather(torch.autograd.Function):
+    """Collect one block of each process; a block's gradient is the sum of what all processes have for it."""
+
+    @staticmethod
+    def forward(ctx, block: Tensor) -> Tensor:
+        """Stack the blocks: [...] -> [W, ...]."""
+        blocks = block.new_empty((world_size(), *block.shape))
+        dist.all_gather(list(blocks), block.contiguous())
+        return blocks
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        """Give this process's block of the summed gradients."""
+        return _added(grad)[rank()]
+
+
+def _added(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
 def sum_over_processes(x: Tensor) -> Tensor:
     """Add a tensor over all processes; gradients are added as well."""
-    return all_reduce(x) if world_size() > 1 else x
+    return _Sum.apply(x) if world_size() > 1 else x
 
 
 def gather_columns(scores: Tensor) -> Tensor:
@@ -73,7 +118,7 @@ def gather_columns(scores: Tensor) -> Tensor:
     dist.all_gather(sizes, widths)
     sizes = [int(size) for size in sizes]
     padded = torch.nn.functional.pad(scores, (0, max(sizes) - scores.shape[1]))  # collectives want one shape
-    blocks = all_gather(padded.contiguous())
+    blocks = _Gather.apply(padded)
     return torch.cat([block[:, :size] for block, size in zip(blocks, sizes, strict=True)], dim=1)
 
 

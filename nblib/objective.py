@@ -21,7 +21,7 @@ from nblib.losses import (
     triplet_margin,
 )
 
-RAMPED = ("flops", "l1", "idf_penalty", "df_flops")  # penalties that grow with the ramp
+RAMPED = ("flops", "query_flops", "l1", "idf_penalty", "df_flops")  # penalties that grow with the ramp
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class LossWeights:
     """How much each term adds to the loss, 0 leaves it out; below them, the settings of the terms.
 
     kl, margin_mse, infonce, triplet, lexical: ranking terms. flops (lambda_flops), l1, idf_penalty, df_flops:
-    penalties, which grow with the ramp. anti_zero: against vanishing, at full strength from the first step.
+    penalties, which grow with the ramp; query_flops is flops of the queries, where an encoder reads them.
+    anti_zero: against vanishing, at full strength from the first step.
 
     temperature: of infonce. margin: of triplet. l0_threshold: documents with at most this many terms are free
     of penalties. idf_alpha, idf_beta, special_penalty, stopword_penalty: of idf_penalty. df_alpha, df_beta:
@@ -42,6 +43,7 @@ class LossWeights:
     triplet: float = 0.0
     lexical: float = 0.0
     flops: float = 0.0
+    query_flops: float = 0.0
     l1: float = 0.0
     anti_zero: float = 0.0
     idf_penalty: float = 0.0
@@ -74,6 +76,7 @@ class SparseLoss(nn.Module):
         weights: what adds to the loss, and how much.
         special_ids: special tokens, for idf_penalty.
         stop_ids: stop tokens, for idf_penalty.
+        corpus_idf: [V] for idf_penalty, where the query weights are others; None takes `idf`.
     """
 
     def __init__(
@@ -82,13 +85,14 @@ class SparseLoss(nn.Module):
         weights: LossWeights,
         special_ids: Sequence[int] = (),
         stop_ids: Sequence[int] = (),
+        corpus_idf: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.weights = weights
         self.register_buffer("idf", torch.as_tensor(idf, dtype=torch.float32), persistent=False)
         if weights.idf_penalty:
             penalty = regularizers.idf_penalty_weights(
-                self.idf,
+                self.idf if corpus_idf is None else torch.as_tensor(corpus_idf, dtype=torch.float32),
                 special_ids,
                 weights.idf_alpha,
                 weights.special_penalty,
@@ -128,6 +132,8 @@ class SparseLoss(nn.Module):
             if self.weights.lexical:
                 terms["lexical"] = lexical_loss(d_reps, _given(lexical, "lexical"), self.idf)
             terms |= self._penalties(d_reps)
+            if self.weights.query_flops:  # every process holds all queries
+                terms["query_flops"] = regularizers.flops(q_reps.float().mean(dim=0))
         strength = {name: getattr(self.weights, name) for name in terms}
         parts = [w * terms[n] * (share if n in RAMPED else 1.0) for n, w in strength.items() if w]
         if not parts:

@@ -24,12 +24,15 @@ OTHER_COLOURS = ("#1b9e77", "#e7298a", "#66a61e", "#1f78b4", "#e6ab02")
 LOSS_PANELS = (
     ("mlm", "masked-LM loss"), ("mlm_accuracy", "masked-LM accuracy"),
     ("loss", "total loss"), ("kl", "KL to the teachers"), ("infonce", "InfoNCE"),
-    ("flops", "FLOPS loss"), ("lexical", "lexical loss"),
+    ("margin_mse", "MarginMSE"), ("triplet", "triplet loss"), ("lexical", "lexical loss"),
+    ("flops", "FLOPS loss"), ("query_flops", "FLOPS loss of queries"), ("l1", "L1"),
+    ("idf_penalty", "IDF penalty"), ("df_flops", "DF-FLOPS"), ("anti_zero", "anti-zero"),
     ("lambda", "lambda"), ("d_nnz", "terms per document"), ("q_nnz", "terms per query"),
+    ("eval_ndcg_at_10", "nDCG@10 on dev"), ("eval_flops", "FLOPS on dev"),
     ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"), ("examples_per_s", "examples / s"),
 )  # fmt: skip
 LOG_SCALE = {"flops", "d_nnz"}
-SCHEDULED = {"lambda", "learning_rate"}  # set, not measured: nothing to smooth
+AS_IT_IS = {"lambda", "learning_rate", "eval_ndcg_at_10", "eval_flops"}  # nothing to smooth
 TEXT = "#333333"
 
 
@@ -242,7 +245,7 @@ def training_losses(fig: Figure, log: list[dict[str, Any]], smooth: int = 20) ->
     Args:
         fig: an empty figure.
         log: one dict per logged step: step, and any of loss, kl, infonce, flops, lambda, q_nnz, d_nnz,
-            learning_rate, examples_per_s. A panel appears only for what was logged.
+            learning_rate, examples_per_s ..., see LOSS_PANELS. A panel appears only for what was logged.
         smooth: steps in the running mean.
 
     Raises:
@@ -256,7 +259,7 @@ def training_losses(fig: Figure, log: list[dict[str, Any]], smooth: int = 20) ->
     grid = fig.subplots(-(-len(panels) // columns), columns, sharex=True, squeeze=False)
     for ax, (key, title) in zip(grid.flat, panels, strict=False):
         steps, values = np.array([(e["step"], e[key]) for e in log if e.get(key) is not None], float).T
-        _curve(ax, steps, values, 1 if key in SCHEDULED else smooth)
+        _curve(ax, steps, values, 1 if key in AS_IT_IS else smooth)
         ax.set_title(title)
         if key in LOG_SCALE and (values > 0).all() and values.max() > 20 * values.min():
             ax.set_yscale("log")

@@ -1,4 +1,4 @@
-"""Which number format and kernels this machine multiplies fastest with: measured, as flags say too little."""
+"""What this machine multiplies fastest with and how fast its memory is: measured, as flags say too little."""
 
 import time
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ import torch
 from nblib.model.encoder import NeuralSparseEncoder
 
 GAIN = 1.5  # another format or kernel must be faster by this factor; machines lie well off it on either side
+COPIED = 2**25  # float32 numbers, 128 MiB: more than the caches of most machines hold
 SAME = 1e-5  # fp32 kernels may differ by this much, relative to the largest value; bf16 inputs differ by 1e-3
 
 
@@ -51,6 +52,22 @@ def _rate(dtype: torch.dtype, rows: int = 512, width: int = 384, repeats: int = 
         torch.nn.functional.linear(hidden, weight)
         times.append(time.perf_counter() - start)
     return 8 * rows * width**2 / median(times[2:])  # the first two set up threads and kernels
+
+
+@cache
+def memory_bandwidth(repeats: int = 5) -> float:
+    """Measure how fast this machine's main memory is: bytes read plus written per second of a large copy.
+
+    torch copies on all its threads; the best of the repeats counts, as others may use the memory too. Some
+    0.2 s once per process.
+    """
+    source, target = torch.ones(COPIED), torch.ones(COPIED)  # written once, so that their pages exist
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(times)
 
 
 def bf16_gain() -> float:

@@ -146,15 +146,23 @@ def idf_bag(tokenizer: Any, idf: np.ndarray, max_length: int) -> System:
 
 
 def learned_sparse(
-    name: str, folder: str | Path, idf_path: str | Path, max_length: int, batch_size: int, cache: Path
+    name: str,
+    folder: str | Path,
+    idf_path: str | Path,
+    max_length: int,
+    batch_size: int,
+    cache: Path,
+    precision: str = "fp32",
 ) -> System:
     """A NeuralSparseEncoder folder of 03 or 04: documents through the encoder, queries as IDF bags.
 
-    A model that was trained with a siamese query side reads queries with the encoder, too.
+    A model that was trained with a siamese query side reads queries with the encoder, too. Queries are cut
+    where training cut them. precision: "fp32", or "bf16", whose weights differ in the third digit.
     """
     tokenizer = load_tokenizer(str(folder))
     idf = load_idf(query_weights_file(idf_path, folder), tokenizer)
-    siamese = read_json(Path(folder) / "sparse_config.json").get("query_side") == "siamese"
+    settings = read_json(Path(folder) / "sparse_config.json")
+    query_length = settings.get("query_max_length") or None
 
     @functools.cache
     def model():
@@ -165,21 +173,27 @@ def learned_sparse(
 
         encoder = NeuralSparseEncoder.load(folder, max_length)
         encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-        choose_kernels(encoder, "fp32")
+        choose_kernels(encoder, precision)
         return encoder
 
-    def encode(texts: list[str]) -> Reps:
+    def encode(texts: list[str], label: str = "documents", length: int | None = None) -> Reps:
+        import torch
+
         from nblib.precision import quick_fp32
 
-        with quick_fp32():
-            return model().encode_documents(
-                texts, batch_size, lambda n: report(f"{name}: documents", n, len(texts))
-            )
+        kind, tick = model().device.type, lambda n: report(f"{name}: {label}", n, len(texts))
+        with quick_fp32(), torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+            return model().encode_documents(texts, batch_size, tick, length)
+
+    def encode_queries(queries: list[str]) -> Reps:
+        if settings.get("query_side") == "siamese":
+            return encode(queries, "queries", query_length)
+        return query_matrix(queries, tokenizer, idf, query_length)
 
     def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
-        d_reps, seconds = cached(cache, [sha256_paths([folder]), str(max_length)], texts, encode)
-        bags = lambda queries: query_matrix(queries, tokenizer, idf)  # noqa: E731
-        return d_reps, encode if siamese else bags, seconds
+        version = [sha256_paths([folder]), str(max_length), precision]
+        d_reps, seconds = cached(cache, version, texts, encode)
+        return d_reps, encode_queries, seconds
 
     return System(name, index, tokenizer)
 
@@ -299,17 +313,18 @@ def build_systems(systems: list[str], inputs: dict[str, Path], params: Any, cach
     Args:
         systems: names.
         inputs: what `check_inputs` found.
-        params: BeirEvalParams: bm25_analyzer, dense_teacher, max_length, batch_size.
+        params: BeirEvalParams: bm25_analyzer, dense_teacher, max_length, batch_size, precision.
         cache: folder for encoded documents.
     """
     length, batch, idf = params.max_length, params.batch_size, inputs.get("idf_dir")
     tokenizer = load_tokenizer(str(inputs["tokenizer"])) if "tokenizer" in inputs else None
+    sparse = (idf, length, batch, cache, params.precision)
     makers = {
         "bm25": lambda: bm25(params.bm25_analyzer),
         "bm25-tokens": lambda: bm25_tokens(tokenizer, length),
         "dense": lambda: dense(params.dense_teacher, length, batch, cache),
         "idf-bag": lambda: idf_bag(tokenizer, load_idf(idf, tokenizer), length),
-        "pretrained": lambda: learned_sparse("pretrained", inputs["pretrain_dir"], idf, length, batch, cache),
-        "finetuned": lambda: learned_sparse("finetuned", inputs["model_dir"], idf, length, batch, cache),
+        "pretrained": lambda: learned_sparse("pretrained", inputs["pretrain_dir"], *sparse),
+        "finetuned": lambda: learned_sparse("finetuned", inputs["model_dir"], *sparse),
     }
     return [makers[name]() for name in systems]

@@ -1,5 +1,6 @@
 """The number format of training, and the attention that goes with it."""
 
+import math
 import platform
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nblib.precision import (
     bf16_gain,
     choose_kernels,
     gemm_rates,
+    memory_bandwidth,
     prefers_onednn,
     quick_fp32,
     resolve_precision,
@@ -79,6 +81,17 @@ def test_the_preferred_fp32_kernel_rounds_no_inputs():
     with quick_fp32():
         assert (left @ right - plain).abs().max() < 1e-5 * plain.abs().max()
     assert prefers_onednn() == (rates["fp32_onednn"] > GAIN * rates["fp32"])
+
+
+def test_memory_bandwidth_is_measured():
+    assert 0 < memory_bandwidth() < math.inf
+
+
+def test_memory_bandwidth_by_hand(monkeypatch):
+    """128 MiB read and as many written; copies that take 4, 2 and 8 s: the best counts."""
+    ticks = iter([0, 4, 10, 12, 20, 28])
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(ticks))
+    assert memory_bandwidth.__wrapped__(repeats=3) == 128 * 2**20
 
 
 def test_quick_fp32_changes_nothing_but_the_kernels(tiny_backbone, english_texts):

@@ -110,7 +110,8 @@ def export_opensearch(
         folder: where the files go; each is written whole or not at all.
         name: letters, digits, dot, dash, underscore.
         version: the model's version, e.g. "1.0.0".
-        max_length: tokens kept per text, [CLS] and [SEP] included; default the encoder's.
+        max_length: tokens kept per text, [CLS] and [SEP] included; default the encoder's. Queries are cut at
+            the encoder's query_max_length where it was trained with one.
         prune_ratio: weights of at most this share of a document's largest are dropped, 0 to below 1.
         licence: SPDX id of the base model's licence.
         token_format: "WORD" keys documents by token string, which must be one-to-one. "TOKEN_ID" keys them
@@ -133,11 +134,12 @@ def export_opensearch(
     weights = [round(float(w), 6) for w in idf]
     if token_format == "WORD":  # before the slow part
         terms = token_strings(Tokenizer.from_str(tokenizer), encoder.special_ids, encoder.vocab_size)
-    common = {"tokenizer.json": tokenizer.encode(), "LICENSE": licence_text(licence).encode()}
+    licence_file = {"LICENSE": licence_text(licence).encode()}
     folder, paths = Path(folder), {}
     stem = f"{name}-doc-{version}"
     paths["doc"] = folder / f"{stem}.zip"
-    write_zip(paths["doc"], {f"{stem}.pt": _traced(encoder, prune_ratio)} | common)
+    script = {f"{stem}.pt": _traced(encoder, prune_ratio)}
+    write_zip(paths["doc"], script | {"tokenizer.json": tokenizer.encode()} | licence_file)
     paths["doc_config"] = _write_config(paths["doc"], f"{name}-doc", version, "SPARSE_ENCODING")
     if token_format == "TOKEN_ID":
         paths["query_ids"] = folder / f"{name}-query-{version}.token-ids.json"
@@ -146,7 +148,8 @@ def export_opensearch(
     stem = f"{name}-query-{version}"
     table = json.dumps(dict(zip(terms, weights, strict=True)), ensure_ascii=False, indent=0)
     paths["query"] = folder / f"{stem}.zip"
-    write_zip(paths["query"], {"idf.json": table.encode()} | common)
+    cut = tokenizer_json(encoder, encoder.query_max_length or max_length)
+    write_zip(paths["query"], {"idf.json": table.encode(), "tokenizer.json": cut.encode()} | licence_file)
     paths["query_config"] = _write_config(paths["query"], f"{name}-query", version, "SPARSE_TOKENIZE")
     return paths
 

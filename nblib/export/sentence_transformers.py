@@ -114,8 +114,9 @@ def export_sentence_transformers(
     `AutoModelForMaskedLM.from_pretrained(folder)` and `NeuralSparseEncoder.load(folder)` work as well and
     the weights are stored once. Special tokens are silenced by their decoder bias, see muted_mlm.
 
-    Both sides cut at max_length. The query side adds no special tokens, so a query longer than
-    max_length - 2 keeps up to two tokens more than in OpenSearch, which counts [CLS] and [SEP].
+    Both sides cut at max_length (queries at the encoder's query_max_length where it has one). The query side
+    adds no special tokens, so a query longer than the cut - 2 keeps up to two tokens more than in OpenSearch,
+    which counts [CLS] and [SEP].
 
     Args:
         encoder: the trained document encoder.
@@ -149,7 +150,8 @@ def export_sentence_transformers(
         muted_mlm(encoder).save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         document = Transformer(str(tmp), transformer_task="fill-mask", max_seq_length=max_length)
-        query = SparseStaticEmbedding(tokenizer, torch.from_numpy(idf.copy()), frozen=True)
+        cut = plain_tokenizer(encoder, encoder.query_max_length or max_length)
+        query = SparseStaticEmbedding(cut, torch.from_numpy(idf.copy()), frozen=True)
         pooling = SpladePooling(
             encoder.pooling.strategy, encoder.pooling.activation, embedding_dimension=encoder.vocab_size
         )

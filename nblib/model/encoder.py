@@ -86,21 +86,24 @@ class NeuralSparseEncoder(nn.Module):
             AutoModelForMaskedLM.from_pretrained, model_name, output_loading_info=True, dtype=torch.float32
         )
         self.tokenizer = load_tokenizer(model_name)
-        positions = getattr(self.mlm.config, "max_position_embeddings", max_length)
-        if max_length > positions:
+        positions = _positions(self.mlm)
+        if positions and max_length > positions:
             raise ValueError(f"max_length {max_length} exceeds the {positions} positions of {model_name}")
         self.decoder = self.mlm.get_output_embeddings()  # nn.Linear(H, V), tied to the input embeddings
-        self.has_trained_head = not _head_keys(info["missing_keys"])
-        if not (self.has_trained_head or fresh_head):
+        missing = _head_keys(self.mlm, info["missing_keys"])
+        self.has_trained_head = not missing
+        if missing and not fresh_head:
             raise ValueError(
                 f"{model_name}: the masked-LM head is freshly initialised (missing "
-                f"{', '.join(sorted(_head_keys(info['missing_keys']))[:3])} ...). Its logits mean nothing. "
+                f"{', '.join(missing[:3])} ...). Its logits mean nothing. "
                 "Run 03_pretrain, which warms the head up, or choose a backbone with a masked-LM head"
             )
         self.max_length = max_length
         self.use_relu = use_relu
         self.pooling = pooling or Pooling()
         self.query_side = "idf"  # what it was trained with, see nblib.model.retriever
+        self.query_max_length = 0  # tokens kept per query; 0 keeps all (of a siamese side, max_length)
+        self.pad_to_multiple_of = 0  # widths of batches in training, where the texts were padded to it
         self.mini_batch = 0  # documents per slice that the backward pass computes anew; 0 keeps all in memory
         self.screen = False  # see max_logits; nblib.precision sets it where it pays
         self.adapters: tuple = ()  # peft's view of the backbone, see nblib.model.lora; not a submodule
@@ -148,12 +151,11 @@ class NeuralSparseEncoder(nn.Module):
         lengths = attention_mask.sum(dim=1)
         parts: list[Tensor] = [None] * len(lengths)
         for rows in self._slices(lengths):
-            longest = int(lengths[rows].max())
-            ids, mask = input_ids[rows, :longest], attention_mask[rows, :longest]
+            ids, mask = trim(input_ids[rows], attention_mask[rows], self.pad_to_multiple_of)
             if self.mini_batch and torch.is_grad_enabled():
                 hidden = checkpoint(self._backbone, ids, mask, use_reentrant=False)
             else:
-                hidden = self._backbone(ids, mask)  # [slice, longest, H]
+                hidden = self._backbone(ids, mask)  # [slice, width, H]
             pieces = hidden[mask.bool()].split(lengths[rows].tolist())
             for row, piece in zip(rows.tolist(), pieces, strict=True):
                 parts[row] = piece
@@ -215,6 +217,7 @@ class NeuralSparseEncoder(nn.Module):
         texts: Sequence[str],
         batch_size: int = 32,
         progress: Callable[[int], None] | None = None,
+        max_length: int | None = None,
     ) -> sparse.csr_matrix:
         """Encode documents into a sparse matrix; the order of `texts` is kept.
 
@@ -224,6 +227,7 @@ class NeuralSparseEncoder(nn.Module):
             texts: N documents, none empty.
             batch_size: documents per batch.
             progress: called with the number of documents encoded so far.
+            max_length: tokens kept per text, if not the encoder's own.
 
         Returns:
             [N, V] float32 CSR.
@@ -232,7 +236,7 @@ class NeuralSparseEncoder(nn.Module):
             return sparse.csr_matrix((0, self.vocab_size), dtype=np.float32)
         was_training = self.training
         self.eval()
-        ids = self.tokenize(texts)
+        ids = self.tokenize(texts, max_length)
         order = np.argsort([-len(x) for x in ids], kind="stable")  # longest first: memory peaks at once
         parts = []
         for start in range(0, len(order), batch_size):
@@ -288,6 +292,7 @@ class NeuralSparseEncoder(nn.Module):
             "use_relu": self.use_relu,
             "pooling": asdict(self.pooling),
             "query_side": self.query_side,
+            "query_max_length": self.query_max_length,
         }
 
     @classmethod
@@ -303,6 +308,7 @@ class NeuralSparseEncoder(nn.Module):
         pooling = Pooling(**config.get("pooling", {}))
         encoder = cls(str(folder), max_length or config["max_length"], config["use_relu"], pooling=pooling)
         encoder.query_side = config.get("query_side", "idf")
+        encoder.query_max_length = config.get("query_max_length", 0)
         return encoder
 
 
@@ -314,7 +320,22 @@ def pad(ids: list[list[int]], pad_id: int, device: torch.device | str = "cpu") -
     return input_ids.to(device), mask.to(device)
 
 
-def _head_keys(missing: Sequence[str]) -> set[str]:
-    """Pick the weights of a masked-LM head out of the keys that a checkpoint lacks."""
-    heads = ("cls.predictions", "lm_head", "vocab_", "predictions.", "generator_", "head.", "decoder.")
-    return {key for key in missing if key.startswith(heads)}
+def trim(input_ids: Tensor, attention_mask: Tensor, multiple: int = 0) -> tuple[Tensor, Tensor]:
+    """Cut the columns that no text of these rows needs, down to a multiple where the batch is that wide."""
+    width = int(attention_mask.sum(dim=1).max())
+    width += -width % max(multiple, 1)
+    return input_ids[:, :width], attention_mask[:, :width]
+
+
+def _positions(mlm: nn.Module) -> int:
+    """Count the tokens that the position embeddings have room for; 0 if nothing limits them."""
+    positions = getattr(mlm.config, "max_position_embeddings", 0) or 0
+    for name, module in mlm.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return positions - module.padding_idx - 1  # RoBERTa counts from behind the padding's row
+    return positions
+
+
+def _head_keys(mlm: nn.Module, missing: Sequence[str]) -> list[str]:
+    """Pick the weights of the masked-LM head out of the keys that a checkpoint lacks."""
+    return sorted(key for key in missing if not key.startswith(mlm.base_model_prefix + "."))

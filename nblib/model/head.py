@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 BLOCK = 1024  # terms per block on a CPU: the logits [T, 1024] of a usual batch stay in the cache
-CUDA_BLOCK = 8192  # on a GPU fewer, larger kernels
+CUDA_BLOCK = 8192  # on a GPU fewer, larger kernels, but
+CUDA_LOGITS = 2**28  # no more logits at once: half a GiB in bf16
 DENSE = 0.1  # from this active share on, one max over a whole block beats gathering its active columns
 ROUNDING = 2.0**-8  # two factors rounded to bf16 (2^-9 each) move a dot product by at most this x |h| |w|
 
@@ -199,11 +200,11 @@ class _PaddedBlocks:
     at a tie the true position comes first.
     """
 
-    size = CUDA_BLOCK
-
     def __init__(self, packed: Tensor, lengths: list[int]) -> None:
         counts = torch.tensor(lengths, device=packed.device)
         self.first = counts.cumsum(0) - counts  # [B]
+        fitting = CUDA_LOGITS // (len(lengths) * max(lengths))
+        self.size = min(CUDA_BLOCK, max(BLOCK, fitting - fitting % BLOCK))
         position = torch.arange(max(lengths), device=packed.device)
         place = self.first[:, None] + torch.where(position < counts[:, None], position, 0)  # [B, L]
         self.padded = packed[place]  # [B, L, H]
@@ -240,7 +241,7 @@ def _screened(packed: Tensor, lengths: list[int], weight: Tensor, bias: Tensor):
         stop = start + BLOCK
         blocks.multiply(weight[start:stop].bfloat16())
         top = blocks.max().float() + bias[start:stop]
-        maybe.append(top > -longest[:, None] * bound[start:stop])
+        maybe.append(~(top <= -longest[:, None] * bound[start:stop]))  # a NaN is looked at, not hidden
         seen += int(maybe[-1].sum())
         if seen > DENSE * documents * vocabulary:
             return None
@@ -249,7 +250,7 @@ def _screened(packed: Tensor, lengths: list[int], weight: Tensor, bias: Tensor):
         columns = candidates.nonzero().squeeze(1)
         top, best = (hidden @ weight[columns].T).max(dim=0) if len(columns) else (values[0, :0], columns)
         top = top + bias[columns]
-        kept = top > 0
+        kept = ~(top <= 0)
         values[row, columns[kept]] = top[kept]
         rows.append(torch.full_like(columns[kept], row))
         terms.append(columns[kept])

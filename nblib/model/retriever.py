@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nblib.distributed import gather_rows, own_share
 from nblib.files import write_json
 from nblib.losses import idf_vector
-from nblib.model.encoder import NeuralSparseEncoder
+from nblib.model.encoder import NeuralSparseEncoder, trim
 
 QUERY_SIDES = ("idf", "learned-idf", "binary", "siamese")
 
@@ -21,7 +21,7 @@ class SparseRetriever(nn.Module):
 
     - "idf": a query is the set of its tokens times a fixed IDF (arXiv:2411.04403, eq. 5); no encoder pass.
     - "learned-idf": the same, and the weights are trained (Li-LSR, arXiv:2505.01452); relu keeps them >= 0.
-    - "binary": the set of its tokens, each of weight 1 (SPLADE-doc, arXiv:2109.10086).
+    - "binary": the set of its tokens, each of weight 1 (SPLADE-doc, arXiv:2109.10086); `idf` is not read.
     - "siamese": the document encoder reads queries too.
 
     Args:
@@ -42,7 +42,7 @@ class SparseRetriever(nn.Module):
         weights = idf_vector(idf, encoder.vocab_size, default=0.0)
         self.encoder, self.query_side = encoder, query_side
         if query_side == "binary":
-            weights = (weights > 0).float()
+            weights = torch.ones_like(weights)
         self.query_weights = nn.Parameter(weights.clone(), requires_grad=query_side == "learned-idf")
 
     @property
@@ -61,21 +61,20 @@ class SparseRetriever(nn.Module):
         Returns:
             q_reps: [Q, V] of all queries. d_reps: [D_own, V] of this process's documents.
         """
-        own = own_share(len(batch["input_ids"]))
-        d_reps = self.encoder(*_trimmed(batch["input_ids"][own], batch["attention_mask"][own]))
+        d_reps = self._encode_own(batch["input_ids"], batch["attention_mask"])
         if self.query_side != "siamese":
             return batch["q_bags"] * self.idf, d_reps
-        own = own_share(len(batch["q_input_ids"]))
-        q_reps = self.encoder(*_trimmed(batch["q_input_ids"][own], batch["q_attention_mask"][own]))
-        return gather_rows(q_reps), d_reps
+        return gather_rows(self._encode_own(batch["q_input_ids"], batch["q_attention_mask"])), d_reps
+
+    def _encode_own(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode this process's share of the rows: [N, L] -> [N_own, V]."""
+        own = own_share(len(input_ids))
+        if own.start == own.stop:  # fewer texts than processes: DDP still waits for this one's gradients
+            return self.encoder(input_ids[:1], attention_mask[:1])[:0]
+        trimmed = trim(input_ids[own], attention_mask[own], self.encoder.pad_to_multiple_of)
+        return self.encoder(*trimmed)
 
     def save_query_weights(self, file: Path) -> None:
         """Write {token: weight} in the order of the ids, the form of 02's idf.json."""
         tokens = self.encoder.tokenizer.convert_ids_to_tokens(range(self.encoder.vocab_size))
         write_json(file, dict(zip(tokens, self.idf.tolist(), strict=True)))
-
-
-def _trimmed(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cut the columns that only other processes' texts need."""
-    longest = int(attention_mask.sum(dim=1).max())
-    return input_ids[:, :longest], attention_mask[:, :longest]

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from nblib.train.stages import read_stages
+
 
 @dataclass(frozen=True)
 class From:
@@ -153,16 +155,21 @@ class FinetuneParams(_TrainParams):
     margin_mse_weight: Weight
     triplet_weight: Weight
     margin: Weight
+    lambda_flops_queries: Weight  # of queries that an encoder reads, or whose weights are trained
     lambda_l1: Weight
     lambda_idf: Weight  # IDF inside the penalty
     idf_alpha: Weight
     idf_beta: Weight
+    stop_tokens: list[str]  # that lambda_idf treats harder
+    stopword_penalty: Weight
     lambda_df: Weight  # DF-FLOPS
     anti_zero_weight: Weight
     l0_threshold: Count  # documents of so few terms are free of penalties
     sparse_teacher: OptionalModel  # "" = BM25
     cross_teacher: OptionalModel  # "" = none
     cross_weight: Weight
+    more_teachers: dict[str, Weight]  # bm25:analyzer, sparse:model, cross:model or a SentenceTransformer
+    teacher_max_length: Count  # tokens that teachers read of a text, 0 = max_length
     given_weight: Weight  # of the scores in the training rows
     normalise_teachers: bool
     more_datasets: list[str]  # built sets beside `dataset`; a batch comes from one
@@ -206,6 +213,9 @@ class FinetuneParams(_TrainParams):
             )
         if self.cross_weight and not self.cross_teacher:
             raise ValueError("cross_weight without cross_teacher: name a cross-encoder")
+        if self.lambda_flops_queries and self.query_side not in ("siamese", "learned-idf"):
+            raise ValueError(f"lambda_flops_queries with query_side {self.query_side}: its queries are fixed")
+        read_stages(self.stages)
         sets = 1 + len(self.more_datasets)
         if self.mixing and len(self.mixing) != sets:
             raise ValueError(f"mixing names {len(self.mixing)} weights for {sets} data sets")
@@ -228,6 +238,7 @@ class BeirEvalParams(NotebookParams):
     max_length: Positive
     max_queries: Count  # 0 = all
     batch_size: Positive
+    precision: Literal["fp32", "bf16"]  # of the documents' encoding
     top_k: Positive
     seed: Seed
     run_dir: Name

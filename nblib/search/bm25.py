@@ -3,7 +3,7 @@
 N documents, Q queries, T distinct terms of the corpus.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 
 import bm25s
@@ -14,6 +14,7 @@ from scipy import sparse
 from nblib.search.exact import Progress, top_k_postings
 
 Analyzer = str | Callable[[str], list[str]]
+PIECE = 20_000  # documents whose texts and terms are in memory at once
 MAX_SCORES = 10_000_000  # that a batch of search may hold: about 120 MB
 # Nouns, verbs, adjectives, adverbs, roots, and words in other scripts: particles and endings carry no topic.
 KOREAN_TAGS = ("N", "VV", "VA", "MA", "XR", "SL", "SH", "SN")
@@ -80,7 +81,7 @@ class Bm25:
     Source: Kamphuis et al. 2020, "Which BM25 do you mean?"; bm25s, arXiv:2407.03618.
 
     Args:
-        texts: the documents.
+        texts: the documents; a sequence that reads them from a file will do.
         analyzer: see analyze().
         k1: saturation of the term frequency.
         b: strength of the length normalisation, 0 to 1.
@@ -89,16 +90,18 @@ class Bm25:
         ValueError: no documents, no term in any document, or an analyzer name that is not known.
     """
 
-    def __init__(self, texts: list[str], analyzer: Analyzer, k1: float = 1.5, b: float = 0.75):
+    def __init__(self, texts: Sequence[str], analyzer: Analyzer, k1: float = 1.5, b: float = 0.75):
         self.analyzer, self.n_docs = analyzer, len(texts)
-        terms = analyze(texts, analyzer)
-        if not any(terms):
+        # bm25s would number terms by Python's random hash, and sums would differ in the last bit per process
+        vocabulary: dict[str, int] = {}
+        ids: list[list[int]] = []
+        for start in range(0, len(texts), PIECE):
+            for doc in analyze(texts[start : start + PIECE], analyzer):
+                ids.append([vocabulary.setdefault(term, len(vocabulary)) for term in doc])
+        if not vocabulary:
             raise ValueError(
                 f"no term left in {len(texts)} documents after analyzer {analyzer!r}; use another"
             )
-        # bm25s would number terms by Python's random hash, and sums would differ in the last bit per process
-        vocabulary = {term: i for i, term in enumerate(dict.fromkeys(t for doc in terms for t in doc))}
-        ids = [[vocabulary[term] for term in doc] for doc in terms]
         self._index = bm25s.BM25(method="lucene", k1=k1, b=b)
         self._index.index((ids, vocabulary), show_progress=False)
         self.vocabulary: dict[str, int] = self._index.vocab_dict

@@ -15,7 +15,9 @@ from torch import nn
 
 from nblib.files import ROOT
 from nblib.model.encoder import NeuralSparseEncoder
-from nblib.precision import gemm_rates
+from nblib.precision import gemm_rates, memory_bandwidth
+
+ADAMW_BYTES = 7 * 4  # per parameter: it, its gradient and two moments read, all but the gradient written
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warmups: int = 1) -> dict[str, float]:
@@ -57,7 +59,7 @@ def row(
     name: str,
     regime: str,
     dtype: str,
-    ours: float,
+    ours: float | None,
     peer: float | None,
     peer_name: str,
     unit: str,
@@ -66,8 +68,11 @@ def row(
     limit: float | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """Build a row of the speed table: ratio > 1 means ours is better, limit is what the machine allows."""
-    ratio = None if not peer else peer / ours if less_is_better else ours / peer
+    """Build a row of the speed table: ratio > 1 means ours is better, limit is what the machine allows.
+
+    The ratio is None where a side gave nothing: it failed, or its memory drowned in that of the backbone.
+    """
+    ratio = None if not peer or not ours else peer / ours if less_is_better else ours / peer
     facts = {"row": name, "regime": regime, "dtype": dtype, "ours": ours, "peer": peer}
     return facts | {"peer_name": peer_name, "unit": unit, "ratio": ratio, "limit": limit, **more}
 
@@ -90,16 +95,35 @@ def head_flops(encoder: NeuralSparseEncoder, tokens: int) -> float:
 
 
 def least_seconds(encoder: NeuralSparseEncoder, tokens: int, length: int, dtype: str, trains: bool) -> float:
-    """Divide the work that cannot be left out by the measured rate of matrix products.
+    """Divide the work that cannot be left out by what was measured of this machine.
 
-    The backbone's forward pass (and twice that backwards), and the logits' forward pass, in bf16 where the
-    screening finds the active pairs. The backward pass of the active pairs is not counted.
+    Over the rate of matrix products: the backbone's forward pass (and twice that backwards), and the logits'
+    forward pass, in bf16 where the screening finds the active pairs. The backward pass of the active pairs is
+    not counted. A training step then waits for AdamW, over the memory's bandwidth: each parameter, its
+    gradient and two moments are read, the parameter and the moments written, 7 x 4 bytes.
     """
     rates = gemm_rates()
     rate = rates["bf16"] if dtype == "bf16" else max(rates["fp32"], rates["fp32_onednn"])
     head_rate = rates["bf16"] if encoder.screen else rate
     passes = 3 if trains else 1
-    return passes * backbone_flops(encoder, tokens, length) / rate + head_flops(encoder, tokens) / head_rate
+    products = passes * backbone_flops(encoder, tokens, length) / rate
+    products += head_flops(encoder, tokens) / head_rate
+    return products + (ADAMW_BYTES * trainable(encoder) / memory_bandwidth() if trains else 0.0)
+
+
+def trainable(module: nn.Module) -> int:
+    """Count the parameters that a step updates; tied ones count once."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def least_head_gib(size: int, vocabulary: int) -> float:
+    """Give what any head must hold to train: the [B, V] float32 maxima and their gradient, in GiB."""
+    return 2 * 4 * size * vocabulary / 2**30
+
+
+def least_training_gib(parameters: int) -> float:
+    """Give what any AdamW step must hold: float32 weights, gradients and two moments, in GiB."""
+    return 4 * 4 * parameters / 2**30
 
 
 def autocast(dtype: str):

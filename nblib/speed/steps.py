@@ -5,6 +5,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,16 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from nblib.backbones import load_tokenizer
 from nblib.model.encoder import NeuralSparseEncoder, pad
-from nblib.precision import quick_fp32
+from nblib.precision import prefers_onednn, quick_fp32
 from nblib.speed import sides
 from nblib.speed.measure import (
     autocast,
     in_fresh_process,
     interleaved,
+    least_head_gib,
     least_seconds,
+    least_training_gib,
     peak_gib,
     row,
+    trainable,
 )
 from nblib.train.warmup import shift_bias
 
@@ -151,11 +156,15 @@ class BackboneOnly(nn.Module):
 
 
 def memory_row(shifted: Path, size: int, length: int) -> dict[str, Any]:
-    """Compare what the head adds to the peak memory of a step, ours against SpladePooling's."""
-    job = {"model": str(shifted), "size": size, "length": length}
+    """Compare what the head adds to the peak memory of a step, ours against SpladePooling's.
+
+    All sides take our attention and matrix kernels: only then is the backbone's share the same in all, and
+    goes away. The limit is what any head must hold, see least_head_gib. A side that fails is None.
+    """
+    job = {"model": str(shifted), "size": size, "length": length, "eager": prefers_onednn()}
     used = {side: in_fresh_process(__name__, side=side, **job) for side in ("backbone", "ours", "peer")}
-    base = used["backbone"]["peak_gib"]
-    head = {side: max(used[side]["peak_gib"] - base, 0.0) for side in ("ours", "peer")}
+    base = used["backbone"].get("peak_gib")
+    head = {side: _above(used[side].get("peak_gib"), base) for side in ("ours", "peer")}
     return row(
         "head_memory",
         f"sparse, {size} x {length}",
@@ -165,15 +174,21 @@ def memory_row(shifted: Path, size: int, length: int) -> dict[str, Any]:
         sides.PEER,
         "GiB above the backbone's own",
         less_is_better=True,
+        limit=least_head_gib(size, len(load_tokenizer(str(shifted)))),
         backbone_gib=base,
     )
+
+
+def _above(peak: float | None, base: float | None) -> float | None:
+    return None if peak is None or base is None else max(peak - base, 0.0)
 
 
 def large_vocabulary_row(folder: Path, vocabulary: int, size: int, length: int, peer_sizes: Sequence[int]):
     """Train one step of a backbone with a large vocabulary; extrapolate what the peer would need.
 
     The backbone is made from a config (random weights, 12 layers of 384): memory does not depend on what it
-    learned. The peer runs with few documents; its need grows linearly with them.
+    learned. The peer runs with few documents; its need grows linearly with them. The limit is what any AdamW
+    step must hold, see least_training_gib. A side that fails is None.
     """
     model = big_backbone(folder, vocabulary, length)
     used = in_fresh_process(__name__, side="ours", model=str(model), size=size, length=length)
@@ -189,11 +204,12 @@ def large_vocabulary_row(folder: Path, vocabulary: int, size: int, length: int, 
         "large_vocabulary",
         f"V {vocabulary:,}, {size} x {length}",
         "fp32",
-        used.get("peak_gib", float("nan")),
+        used.get("peak_gib"),
         needed,
         f"{sides.PEER}, extrapolated from {' and '.join(map(str, peer_sizes))} documents",
         "GiB, whole process",
         less_is_better=True,
+        limit=least_training_gib(used["parameters"]) if "parameters" in used else None,
         seconds=used.get("seconds"),
     )
 
@@ -224,25 +240,34 @@ def big_backbone(folder: Path, vocabulary: int, length: int) -> Path:
 
 
 def main() -> None:
-    """Run one step of one side and print {"peak_gib", "seconds"}."""
-    import time
+    """Run one step of one side and print {"peak_gib", "seconds", "parameters"}.
+
+    "eager" in the job says which attention the side takes, and that it takes our matrix kernels; without it
+    the peer runs as it is shipped.
+    """
+    import sentence_transformers  # noqa: F401  its code takes memory: on every side, so that it goes away
 
     job = json.load(sys.stdin)
-    encoder = NeuralSparseEncoder(job["model"], job["length"])
     generator = torch.Generator().manual_seed(0)
-    shape = (job["size"], job["length"])
-    ids = torch.randint(1000, encoder.vocab_size - 1, shape, generator=generator)
-    if job["side"] == "peer":
-        del encoder
-        module: nn.Module = sides.Peer(job["model"])
-    else:
-        encoder.mini_batch = job.get("mini_batch", 0)
-        module = sides.ours(job["model"], job["length"], "fp32")
-        module = module if job["side"] == "ours" else BackboneOnly(module)
-    optimizer = torch.optim.SGD(module.parameters(), 1e-9) if job.get("sgd") else adamw(module, True)
+    vocabulary = len(load_tokenizer(job["model"]))
+    ids = torch.randint(1000, vocabulary - 1, (job["size"], job["length"]), generator=generator)
+    module = _side(job["side"], job["model"], job["length"], job.get("eager"))
+    optimizer = adamw(module, True)
     start = time.perf_counter()
-    one_step(module, optimizer, (ids, torch.ones_like(ids)), "fp32", job["side"] != "peer")
-    print(json.dumps({"peak_gib": peak_gib(), "seconds": time.perf_counter() - start}))
+    tuned = job["side"] != "peer" or "eager" in job
+    one_step(module, optimizer, (ids, torch.ones_like(ids)), "fp32", tuned)
+    found = {"peak_gib": peak_gib(), "seconds": time.perf_counter() - start}
+    print(json.dumps(found | {"parameters": trainable(module)}))
+
+
+def _side(name: str, model: str, length: int, eager: bool | None) -> nn.Module:
+    """Load one side; nothing else may hold its weights, or the peak would count them twice."""
+    if name == "peer":
+        return sides.Peer(model, eager=bool(eager))
+    encoder = sides.ours(model, length, "fp32")
+    if eager is not None:
+        encoder.mlm.set_attn_implementation("eager" if eager else "sdpa")
+    return encoder if name == "ours" else BackboneOnly(encoder)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Bm25Teacher:
 
     def prepare(self, queries: Sequence[str], documents: Sequence[str]) -> None:
         """Index all documents; seconds for tens of thousands, so nothing is cached or shared out."""
-        index = Bm25(list(documents), self.analyzer)
+        index = Bm25(documents, self.analyzer)
         self.q_counts = index.query_matrix(list(queries))
         self.d_weights = index.doc_matrix
 

@@ -1,6 +1,6 @@
 """Unlike teachers on one scale."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ class EnsembleTeacher:
         max_length: tokens they read of each text.
         cross_teacher_name: CrossEncoder name; "" leaves it out. It scores only the pairs given to prepare().
         cross_weight: its w_j.
+        more: further teachers, name as make_teacher reads it -> w_j.
         normalise: min-max each teacher's scores per query.
         given: scores that came with the training rows; None leaves them out.
         given_weight: their w_j.
@@ -81,11 +82,13 @@ class EnsembleTeacher:
         normalise: bool = True,
         given: GivenScores | None = None,
         given_weight: float = 0.0,
+        more: Mapping[str, float] | None = None,
     ) -> None:
         slots = [
             (dense_teacher_name, dense_weight),
             (_with_prefix(sparse_teacher_name, SPARSE_PREFIX), sparse_weight),
             (_with_prefix(cross_teacher_name, CROSS_PREFIX), cross_weight),
+            *(more or {}).items(),
         ]
         if min(weights := [*(weight for _, weight in slots), given_weight]) < 0:
             raise ValueError(f"weights {weights}: want 0 or more; 0 leaves a teacher out")
@@ -100,6 +103,11 @@ class EnsembleTeacher:
         if not self.teachers:
             raise ValueError("no teacher left: name a dense or a sparse one and give it a weight above 0")
         self.scale_constant, self.normalise = scale_constant, normalise
+
+    @property
+    def wants_pairs(self) -> bool:
+        """Whether prepare() must be told which pairs to score."""
+        return any(isinstance(teacher, CrossTeacher) for teacher in self.teachers)
 
     def prepare(
         self,
@@ -120,7 +128,7 @@ class EnsembleTeacher:
         Raises:
             ValueError: a cross-encoder without pairs, or rows that do not exist.
         """
-        if any(isinstance(teacher, CrossTeacher) for teacher in self.teachers):
+        if self.wants_pairs:
             pairs = checked_pairs(pairs, len(queries), len(documents))  # before hours of encoding
         slow = [t for t in self.teachers if isinstance(t, DenseTeacher | SparseTeacher | CrossTeacher)]
         for teacher in self.teachers:

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import math
+from collections.abc import Set
 from pathlib import Path
 
 from transformers import TrainerCallback
@@ -10,16 +11,18 @@ from transformers import TrainerCallback
 from nblib.files import write_text
 from nblib.run.progress import report
 
+TRAINING_LOG, DEV_LOG = "training_log.jsonl", "dev_log.jsonl"
+
 
 class TrainingDiverged(RuntimeError):
     """The run is not worth going on with; the message says what to change."""
 
 
 class JsonlLog(TrainerCallback):
-    """Append one JSON object per step; a resumed run first drops the steps it will repeat."""
+    """Append one JSON object per log that holds one of `names`; a resumed run drops what it will repeat."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, names: Set[str] = frozenset({"flops", "mlm"})) -> None:
+        self.path, self.names = path, names
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -29,7 +32,7 @@ class JsonlLog(TrainerCallback):
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and ({"flops", "mlm"} & set(logs or {})):
+        if state.is_world_process_zero and (self.names & set(logs or {})):
             with open(self.path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
@@ -43,7 +46,9 @@ def _step(line: str) -> int | None:
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """Read a training log, oldest step first."""
+    """Read a training log, oldest step first; [] if there is none."""
+    if not Path(path).exists():
+        return []
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if _step(line) is not None]
 

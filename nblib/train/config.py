@@ -47,10 +47,12 @@ class TrainConfig:
     triplet_weight: float = 0.0
     margin: float = 0.3
     lexical_weight: float = 0.0
+    lambda_flops_queries: float = 0.0
     lambda_l1: float = 0.0
     lambda_idf: float = 0.0
     idf_alpha: float = 2.5
     idf_beta: float = 0.3
+    stopword_penalty: float = 5.0
     lambda_df: float = 0.0
     anti_zero_weight: float = 0.0
     l0_threshold: int = 0
@@ -101,6 +103,7 @@ class TrainConfig:
             triplet=self.triplet_weight,
             lexical=self.lexical_weight,
             flops=self.lambda_flops,
+            query_flops=self.lambda_flops_queries,
             l1=self.lambda_l1,
             anti_zero=self.anti_zero_weight,
             idf_penalty=self.lambda_idf,
@@ -110,6 +113,7 @@ class TrainConfig:
             l0_threshold=self.l0_threshold,
             idf_alpha=self.idf_alpha,
             idf_beta=self.idf_beta,
+            stopword_penalty=self.stopword_penalty,
         )
 
     def total_steps(self, steps_per_epoch: int) -> int:
@@ -121,6 +125,8 @@ def training_arguments(folder: Path, config: TrainConfig, total_steps: int) -> T
     """Map our names onto the Trainer's; everything random follows config.seed."""
     precision = resolve_precision(config.precision)
     on_cpu = not torch.cuda.is_available()
+    if precision == "fp16" and on_cpu:
+        raise ValueError("precision fp16 needs a GPU: take auto, bf16 or fp32 here")
     schedulers = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     warmup = round(config.warmup_ratio * total_steps) if config.warmup_ratio else config.warmup_steps
     return TrainingArguments(
@@ -148,6 +154,7 @@ def training_arguments(folder: Path, config: TrainConfig, total_steps: int) -> T
         metric_for_best_model=config.early_stop_on if config.eval_steps else None,
         greater_is_better=config.early_stop_on != "loss" if config.eval_steps else None,
         load_best_model_at_end=config.patience > 0,
+        restore_callback_states_from_checkpoint=True,  # how often early stopping has waited in vain
         report_to=["wandb"] if config.wandb else [],  # EncoderTrainer adds TensorBoard itself
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -28,11 +28,13 @@ class DevSearch:
 
     def __call__(self, retriever: SparseRetriever) -> dict[str, float]:
         """Measure a retriever: {"ndcg_at_10", "mrr_at_10", "loss", "flops", "d_nnz"}."""
-        encoder = retriever.encoder
+        encoder, queries = retriever.encoder, self.data.queries
+        length = encoder.query_max_length or None
         if retriever.query_side == "siamese":
-            q_reps = encoder.encode_documents(self.data.queries, self.batch_size)
+            q_reps = encoder.encode_documents(queries, self.batch_size, max_length=length)
         else:
-            q_reps = token_matrix(self.data.queries, encoder.tokenizer).multiply(_row(retriever.idf)).tocsr()
+            bags = token_matrix(queries, encoder.tokenizer, length)
+            q_reps = bags.multiply(_row(retriever.idf)).tocsr()
         return self.measure(encoder, q_reps)
 
     def measure(self, encoder: NeuralSparseEncoder, q_reps: sparse.csr_matrix) -> dict[str, float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from nblib.distributed import main_process_first, start
+from nblib.distributed import main_process_first, start, stop
 from nblib.files import ROOT, at_root, write_text
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.params import FinetuneParams
@@ -21,13 +21,13 @@ from nblib.train.data import TrainingSet
 from nblib.train.trainer import train_sparse
 
 
-def finetune(params: FinetuneParams, encoder: NeuralSparseEncoder, data: TrainingSet, idf, teacher) -> Path:
-    """Train as 04's parameters say, in this process or in several.
+def finetune(params: FinetuneParams, encoder: NeuralSparseEncoder, data: TrainingSet, idf) -> Path:
+    """Let the teachers read the texts and train as 04's parameters say, in this process or in several.
 
     Args:
         params: typed parameters; the run was opened by pipeline.open_finetuning.
         encoder: 03's model; it ends as the trained one.
-        data, idf, teacher: what the notebook has prepared; other processes prepare their own from its caches.
+        data, idf: rows, and [V] query weights; other processes read their own.
 
     Returns:
         The folder of the final model.
@@ -37,9 +37,18 @@ def finetune(params: FinetuneParams, encoder: NeuralSparseEncoder, data: Trainin
     """
     run = at_root(params.run_dir) / "artifacts"
     if params.processes == 1:
-        options = {"label": "finetune", "evaluate_dev": pipeline.dev_measure(params)}
-        options["token_cache"] = pipeline.cache_folder(params) if params.stream_texts else None
-        return train_sparse(encoder, data, idf, TrainConfig.from_params(params), run, teacher, **options)
+        return train_sparse(
+            encoder,
+            data,
+            idf,
+            TrainConfig.from_params(params),
+            run,
+            pipeline.prepare_teacher(params, data),
+            "finetune",
+            evaluate_dev=pipeline.dev_measure(params),
+            stop_ids=pipeline.stop_ids(params, encoder.tokenizer),
+            token_cache=pipeline.cache_folder(params) if params.stream_texts else None,
+        )
     file = run / "launch.yaml"
     write_text(file, yaml.safe_dump(params.model_dump(), sort_keys=False))
     _in_processes(params.processes, file)
@@ -73,8 +82,8 @@ def main(file: str) -> None:
         pipeline.open_finetuning(params)
     data = pipeline.open_training_set(params)
     encoder, idf = pipeline.pretrained_encoder(params)
-    teacher = pipeline.prepare_teacher(params, data)
-    finetune(params.model_copy(update={"processes": 1}), encoder, data, idf, teacher)
+    finetune(params.model_copy(update={"processes": 1}), encoder, data, idf)
+    stop()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from nblib.idf import load_idf
 from nblib.model.encoder import CONFIG, NeuralSparseEncoder, Pooling
 from nblib.run.progress import report
 from nblib.teachers import BM25_PREFIX, EnsembleTeacher, training_pairs
-from nblib.train.callbacks import read_log
-from nblib.train.checkpoints import prepare_resume
+from nblib.train.callbacks import DEV_LOG, read_log
+from nblib.train.checkpoints import ENDED, prepare_resume
 from nblib.train.config import TrainConfig
 from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.dev import DevSearch
@@ -39,6 +39,10 @@ def built(step_dir: str, artifact: str, step: str, what: str) -> Path:
             f'finished run, such as "outputs/quick/{step}" after `make run`'
         )
     return path
+
+
+# What changes no weight of the model: a run that was stopped goes on under another value.
+NEUTRAL = frozenset({"workers", "wandb", "save_total_limit", "stream_texts"})
 
 
 def open_pretraining(params) -> Path:
@@ -84,7 +88,7 @@ def pretrained_encoder(params) -> tuple[NeuralSparseEncoder, np.ndarray]:
     return encoder, query_weights(params, encoder)
 
 
-def _open_run(params, inputs: list[Path], leave_out: Set[str] = frozenset()) -> Path:
+def _open_run(params, inputs: list[Path], leave_out: Set[str] = NEUTRAL) -> Path:
     """Open the artifacts folder of a training step: keep it if it is this very run, else clear it.
 
     Args:
@@ -121,6 +125,14 @@ def cache_folder(params) -> Path:
     return at_root(params.run_dir).parent / "cache"
 
 
+def stop_ids(params, tokenizer) -> list[int]:
+    """Look stop_tokens up. Raises ValueError for one that the vocabulary lacks."""
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in params.stop_tokens if token not in vocabulary]:
+        raise ValueError(f"stop_tokens {missing}: no tokens of this vocabulary; write them as it does")
+    return [vocabulary[token] for token in params.stop_tokens]
+
+
 def dev_measure(params) -> DevSearch | None:
     """Open the dev set that a training watches; None if it watches none."""
     if not params.eval_steps or not params.dev_set:
@@ -137,28 +149,32 @@ def prepare_teacher(params, data: TrainingSet, cached: bool = True) -> EnsembleT
         cached: False computes all anew and keeps nothing, for a clock that counts it.
 
     Returns:
-        The ensemble, or None if both weights are 0 (contrastive training alone).
+        The ensemble; None if no teacher has a weight, or no term of the loss reads one.
     """
-    weights = params.dense_weight if params.dense_teacher else 0.0, params.sparse_weight
     option = partial(getattr, params)  # 03 has the two first teachers only
+    dense_weight = params.dense_weight if params.dense_teacher else 0.0
     cross, given = option("cross_weight", 0.0), option("given_weight", 0.0)
-    if max(*weights, cross, given) == 0:
+    more = option("more_teachers", {})
+    if not any((dense_weight, params.sparse_weight, cross, given, *more.values())):
+        return None
+    if not (option("kl_weight", 1.0) or option("margin_mse_weight", 0.0)):
         return None
     if given and data.scores_of is None:
         raise ValueError("given_weight is above 0 but the training rows hold no scores: set it to 0.0")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     teacher = EnsembleTeacher(
         params.dense_teacher,
         option("sparse_teacher", "") or BM25_PREFIX + params.bm25_analyzer,
-        *weights,
+        dense_weight,
+        params.sparse_weight,
         params.scale_constant_S,
-        device,
-        params.max_length,
+        "cuda" if torch.cuda.is_available() else "cpu",
+        option("teacher_max_length", 0) or params.max_length,
         option("cross_teacher", ""),
         cross,
         option("normalise_teachers", True),
         data.scores_of,
         given,
+        more,
     )
     total = len(data.queries) + len(data.documents)
     return teacher.prepare(
@@ -166,7 +182,7 @@ def prepare_teacher(params, data: TrainingSet, cached: bool = True) -> EnsembleT
         data.documents,
         cache_folder(params) if cached else None,
         lambda done: report("embed for the teacher", done, total),
-        training_pairs(data.rows) if cross else None,
+        training_pairs(data.rows) if teacher.wants_pairs else None,
     )
 
 
@@ -208,11 +224,19 @@ def warm_encoder(params, texts: list[str], folder: Path) -> tuple[NeuralSparseEn
 
 
 def summary(phase: str, log_file: Path) -> dict:
-    """Average the last tenth of a training log into one row of metrics.json."""
-    if not log_file.exists():
+    """Average the last tenth of a training log into one row of metrics.json.
+
+    Where dev data were measured the row also holds the best of them, and whether the run ended early.
+    """
+    log, dev = read_log(log_file), read_log(log_file.with_name(DEV_LOG))
+    if not log:
         return {"phase": phase, "steps": 0}
-    log = read_log(log_file)
     tail = log[-max(1, len(log) // 10) :]
     names = [name for name, value in tail[-1].items() if isinstance(value, int | float) and name != "step"]
     means = {n: round(sum(row[n] for row in tail if n in row) / len(tail), 6) for n in names}
-    return {"phase": phase, "steps": log[-1]["step"], **means}
+    row = {"phase": phase, "steps": log[-1]["step"], **means}
+    if dev:
+        best = max(dev, key=lambda line: line["eval_ndcg_at_10"])
+        row |= {"dev_ndcg_at_10": best["eval_ndcg_at_10"], "dev_flops": best["eval_flops"]}
+        row |= {"best_step": best["step"], "ended_early": log_file.with_name(ENDED).exists()}
+    return row

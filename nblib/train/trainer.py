@@ -12,12 +12,13 @@ from transformers.integrations import TensorBoardCallback
 
 from nblib.distributed import own_share, rank, start, sum_over_processes, world_size
 from nblib.files import atomic_folder
+from nblib.losses import idf_vector
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.lora import add_lora
 from nblib.model.retriever import SparseRetriever
 from nblib.objective import SparseLoss
 from nblib.precision import choose_kernels, quick_fp32, resolve_precision
-from nblib.train.callbacks import Guard, JsonlLog, LiveLine, ReturnMemory
+from nblib.train.callbacks import DEV_LOG, TRAINING_LOG, Guard, JsonlLog, LiveLine, ReturnMemory
 from nblib.train.checkpoints import run_or_resume
 from nblib.train.collator import Collator
 from nblib.train.config import TrainConfig, make_optimizer, training_arguments
@@ -183,7 +184,8 @@ def train_sparse(
         data: training rows.
         idf: [V] query weights.
         config: see TrainConfig.
-        folder: receives checkpoint-*/, training_config.json, training_log.jsonl, tensorboard/, final_model/.
+        folder: receives checkpoint-*/, training_config.json, training_log.jsonl, dev_log.jsonl, tensorboard/,
+            final_model/.
         teacher: prepared EnsembleTeacher, or None for contrastive training alone.
         label: name of the loop in the live line.
         callbacks: more TrainerCallbacks.
@@ -212,7 +214,13 @@ def train_sparse(
         data_collator=collator,
         optimizers=(make_optimizer(encoder, config, retriever.query_weights), None),
         callbacks=[*_hooks(config, folder, label, encoder.vocab_size), *callbacks],
-        loss_fn=SparseLoss(retriever.idf.detach(), config.loss_weights(), encoder.special_ids, stop_ids),
+        loss_fn=SparseLoss(
+            retriever.idf.detach(),
+            config.loss_weights(),
+            encoder.special_ids,
+            stop_ids,
+            idf_vector(idf, encoder.vocab_size, default=0.0),
+        ),
         ramp_steps=config.lambda_ramp_steps,
         plan=plan,
         accumulation=config.gradient_accumulation_steps,
@@ -231,7 +239,8 @@ def train_sparse(
 def _hooks(config: TrainConfig, folder: Path, label: str, vocab_size: int) -> list[TrainerCallback]:
     """List what every run has: a log, a live line, the guard, and the end of a run that gains no more."""
     guard = Guard(config.guard_steps, 1.0, vocab_size / 10, config.lambda_ramp_steps)
-    hooks = [JsonlLog(folder / "training_log.jsonl"), LiveLine(label), ReturnMemory(), guard]
+    logs = [JsonlLog(folder / TRAINING_LOG), JsonlLog(folder / DEV_LOG, frozenset({"eval_ndcg_at_10"}))]
+    hooks = [*logs, LiveLine(label), ReturnMemory(), guard]
     return hooks + ([EarlyStoppingCallback(config.patience, config.min_delta)] if config.patience else [])
 
 
@@ -239,15 +248,16 @@ def make_collator(
     encoder: NeuralSparseEncoder, data: TrainingSet, config: TrainConfig, teacher, token_cache: Path | None
 ) -> Collator:
     """Tokenize the texts and say how rows become batches."""
+    siamese = config.query_side == "siamese"
     return Collator(
         data,
         encoder.tokenizer,
         encoder.max_length,
         teacher,
         config.lexical_weight > 0,
-        query_max_length=config.query_max_length,
+        query_max_length=config.query_max_length or (encoder.max_length if siamese else 0),
         pad_to_multiple_of=config.pad_to_multiple_of,
-        siamese=config.query_side == "siamese",
+        siamese=siamese,
         sparse=config.workers > 0,  # [Q, V] and [D, V] of zeros are slow to carry from process to process
         cache=token_cache,
     )
@@ -262,7 +272,8 @@ def prepare_retriever(encoder: NeuralSparseEncoder, idf, config: TrainConfig) ->
         encoder.mlm.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         encoder.mlm.compile(dynamic=True)
-    encoder.query_side = config.query_side
+    encoder.query_side, encoder.query_max_length = config.query_side, config.query_max_length
+    encoder.pad_to_multiple_of = config.pad_to_multiple_of
     return SparseRetriever(encoder, idf, config.query_side)
 
 

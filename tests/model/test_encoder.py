@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nblib.backbones import EMBEDDED, make_tiny_bert
-from nblib.model.encoder import NeuralSparseEncoder, pad
+from nblib.model.encoder import NeuralSparseEncoder, _head_keys, _positions, pad, trim
 
 TEXTS = ["a cat sat on a mat", "dogs chase cats", "the weather in seoul is fine today, bring no umbrella"]
 
@@ -117,3 +117,43 @@ def test_bad_settings_are_refused(folder, change, words):
 def test_an_empty_document_is_refused(encoder):
     with pytest.raises(ValueError, match="document 1 of the batch is empty"):
         encoder.encode_documents(["cat", "  "])
+
+
+def test_a_batch_keeps_the_width_it_was_padded_to():
+    ids = torch.ones(2, 16, dtype=torch.int64)
+    mask = (torch.arange(16) < torch.tensor([[9], [5]])).long()
+    assert trim(ids, mask)[0].shape == trim(ids, mask)[1].shape == (2, 9)
+    assert trim(ids, mask, 4)[0].shape == (2, 12) and trim(ids, mask, 8)[1].shape == (2, 16)
+    assert trim(ids[:, :10], mask[:, :10], 8)[0].shape == (2, 10)  # no wider than it came
+
+
+def test_roberta_positions_begin_behind_the_padding(tmp_path):
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = RobertaConfig(vocab_size=50, max_position_embeddings=18, pad_token_id=1, **sizes)
+    model = RobertaForMaskedLM(config).eval()
+    assert _positions(model) == 16
+    ids = torch.full((1, 16), 7)
+    assert torch.isfinite(model(input_ids=ids).logits).all()
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        model(input_ids=torch.full((1, 17), 7))
+
+
+def test_any_missing_key_outside_the_backbone_belongs_to_the_head(encoder):
+    assert encoder.mlm.base_model_prefix == "bert"
+    missing = ["lm_predictions.dense.weight", "bert.embeddings.position_ids", "cls.predictions.bias"]
+    assert _head_keys(encoder.mlm, missing) == ["cls.predictions.bias", "lm_predictions.dense.weight"]
+
+
+def test_the_query_length_is_kept_with_the_model(folder, tmp_path):
+    encoder = NeuralSparseEncoder(str(folder), max_length=16)
+    encoder.query_max_length = 5
+    encoder.save_pretrained(tmp_path)
+    assert NeuralSparseEncoder.load(tmp_path).query_max_length == 5
+
+
+def test_a_length_of_its_own_cuts_other_texts(encoder):
+    short, whole = (encoder.encode_documents(TEXTS[2:], max_length=n) for n in (4, None))
+    assert (short != whole).nnz and (short != encoder.encode_documents(TEXTS[2:], max_length=4)).nnz == 0
+    assert (whole != encoder.encode_documents(TEXTS[2:], max_length=16)).nnz == 0

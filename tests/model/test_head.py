@@ -30,7 +30,6 @@ def walks(name, monkeypatch):
     if name == "padded":
         monkeypatch.setattr(head, "_PackedBlocks", head._PaddedBlocks)
         monkeypatch.setattr(head, "CUDA_BLOCK", 128)
-        monkeypatch.setattr(head._PaddedBlocks, "size", 128)
     return name == "screened"
 
 
@@ -159,6 +158,25 @@ def test_a_tie_goes_to_the_first_position(way, dtype, active, monkeypatch):
     bias = torch.where(weight[:, 0] > 0, 0.0, -2.0).to(dtype)
     torch.relu(head.max_logits(packed, [3, 2], weight, bias, screen)).sum().backward()
     assert packed.grad.flatten().tolist() == [0.0, active, 0.0, active, 0.0]
+
+
+@pytest.mark.parametrize("dense", [0.1, 0.9])  # it gives up on so many candidates, or goes on
+def test_screening_does_not_hide_a_broken_document(dense, monkeypatch):
+    monkeypatch.setattr(head, "DENSE", dense)
+    packed, lengths, weight, bias = inputs(12.0, torch.float32)
+    packed = packed.detach().clone()
+    packed[0] = torch.nan  # of the first of four documents
+    got = head.max_logits(packed, lengths, weight, bias, screen=True)
+    assert got[0].isnan().all() and got[1:].isfinite().all()
+    sound = head.max_logits(packed[5:], lengths[1:], weight, bias, screen=True)
+    assert torch.allclose(torch.relu(got[1:]), torch.relu(sound), atol=1e-5) and (sound > 0).any()
+
+
+def test_padded_blocks_shrink_with_the_batch(monkeypatch):
+    monkeypatch.setattr(head, "CUDA_LOGITS", 40 * 3000)
+    assert head._PaddedBlocks(torch.ones(50, 2), [10, 40]).size == head.BLOCK  # 1,500 would fit
+    assert head._PaddedBlocks(torch.ones(15, 2), [5, 10]).size == 5 * head.BLOCK  # 6,000 fit
+    assert head._PaddedBlocks(torch.ones(2, 2), [1, 1]).size == head.CUDA_BLOCK
 
 
 @pytest.mark.parametrize("lengths", [[2, 0], [1, 2], [2]])

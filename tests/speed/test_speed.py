@@ -83,6 +83,38 @@ def test_encode_and_idf_rows(model, english_texts):
     assert (fp32["dtype"], bf16["dtype"]) == ("fp32", "bf16") and min(fp32["ratio"], bf16["ratio"]) > 0
     (row,) = encode.idf_rows(str(model), english_texts, 200, rounds=1)
     assert row["peak_gib"] > 0 and row["ratio"] == row["ours"] / row["peer"]
+    assert row["ms_marco_minutes"] == pytest.approx(8_841_823 / 200 * row["long_run_seconds"] / 60)
+
+
+def test_ms_marco_is_projected_from_the_long_run(model, monkeypatch):
+    """1,000 passages in 6 s are 884 minutes for 8.84 million; the short run's 5 s must not count."""
+    seconds = {100: 5.0, 1000: 6.0}
+    monkeypatch.setattr(encode, "generated", lambda words, n, seed: ["some words"] * 10)
+    fresh = lambda module, **job: {"peak_gib": 1.0, "seconds": seconds[job["passages"]]}  # noqa: E731
+    monkeypatch.setattr(encode, "in_fresh_process", fresh)
+    (row,) = encode.idf_rows(str(model), ["some words"], 1000, rounds=1)
+    assert row["long_run_seconds"] == 6 and row["ms_marco_minutes"] == pytest.approx(884.1823)
+    monkeypatch.setattr(encode, "in_fresh_process", lambda module, **job: {"failed": "killed"})
+    (row,) = encode.idf_rows(str(model), ["some words"], 1000, rounds=1)
+    assert row["long_run_seconds"] is row["ms_marco_minutes"] is row["peak_gib"] is None and row["ours"] > 0
+
+
+def test_the_peer_gets_its_best_batch_size_after_a_warm_up(monkeypatch):
+    calls = []
+    seconds = {"4": 5.0, "8": 4.0, "16": 3.0, "32": 2.0, "64": 1.0}
+
+    def timed(sides, repeats, warmups):
+        calls.append("clock")
+        for side in sides.values():
+            side()
+        return {name: seconds[name] for name in sides}
+
+    monkeypatch.setattr(encode, "peer_csr", lambda peer, texts, size: calls.append((len(texts), size)))
+    monkeypatch.setattr(encode, "interleaved", timed)
+    assert encode.best_batch_size(None, ["text"] * 64) == 64
+    assert calls == [(4, 4), "clock"] + [(64, size) for size in (4, 8, 16, 32, 64)]
+    seconds["8"] = 0.5
+    assert encode.best_batch_size(None, ["text"] * 64) == 8
 
 
 def test_wrong_weights_are_not_timed(model, english_texts):

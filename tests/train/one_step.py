@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from nblib.distributed import rank
+from nblib.distributed import rank, stop
 from nblib.idf import compute_idf_weights
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.teachers import EnsembleTeacher
@@ -55,9 +55,11 @@ def main(backbone: str, folder: str, out: str, rows: str, accumulation: str, que
         batch_size=int(rows),
         gradient_accumulation_steps=int(accumulation),
         query_side=query_side,
+        lambda_flops_queries=1e-3,
     )
     keep = KeepGradients(Path(out) / "gradients.pt")
     train_sparse(encoder, data, idf, config, Path(out), teacher, callbacks=[keep])
+    stop()
 
 
 if __name__ == "__main__":

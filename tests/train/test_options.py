@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
+from nblib.data.difficulty import CLASSES
 from nblib.experiment import load_eval_set
 from nblib.files import read_json
 from nblib.idf import compute_idf_weights, load_idf
@@ -15,6 +17,7 @@ from nblib.model.encoder import NeuralSparseEncoder, pad
 from nblib.model.lora import add_lora
 from nblib.objective import SparseLoss
 from nblib.train.callbacks import read_log
+from nblib.train.collator import Collator
 from nblib.train.data import load_training_set
 from nblib.train.dev import DevSearch, contrastive_loss
 from nblib.train.trainer import train_sparse
@@ -117,6 +120,28 @@ def test_the_best_model_is_kept_not_the_last(tiny_backbone, data, mined_set, tmp
     assert not all(torch.equal(a, b) for a, b in zip(encoder.parameters(), last.parameters(), strict=True))
 
 
+def test_a_resumed_run_remembers_how_long_it_has_waited(tiny_backbone, data, mined_set, tmp_path):
+    """Patience 2 and no gain: killed after the first measure in vain, it waits for one more, not for two."""
+    still = {"learning_rate": 1e-12, "learning_rate_head": 1e-12}
+    config = replace(SMALL, num_steps=30, eval_steps=2, save_steps=2, patience=2, min_delta=0.001, **still)
+    dev = DevSearch(load_eval_set(str(mined_set), "", "dev"))
+    options = {"evaluate_dev": dev, "callbacks": [StopAt(4)]}
+    train(tiny_backbone, data, tmp_path, config, **options)
+    (tmp_path / "ended_early.json").unlink()  # a killed run would not have written it
+    train(tiny_backbone, data, tmp_path, config, evaluate_dev=dev)
+    assert (tmp_path / "checkpoint-6").exists() and not (tmp_path / "checkpoint-8").exists()
+    steps = [row["step"] for row in read_log(tmp_path / "dev_log.jsonl")]
+    assert steps == [2, 4, 6], "each measure once, before and after the cut"
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_training_stop or state.global_step == self.step
+
+
 def test_contrastive_loss_by_hand():
     """One query: relevant document 7 scores 1, the others that were found 1 and 0; no hit beyond them."""
     scores = torch.tensor([[1.0, 1.0, 0.0, -1e9]]).numpy()
@@ -205,6 +230,79 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_backbone, data):
     assert all(torch.allclose(checked[n], plain[n], atol=1e-6) for n in plain)
 
 
+def test_gradcache_goes_with_gradient_checkpointing(tiny_backbone, data):
+    encoder = NeuralSparseEncoder(str(tiny_backbone), max_length=32)
+    encoder.set_dropout(0.2)
+    batch = pad(encoder.tokenize(data.documents[:6]), encoder.tokenizer.pad_token_id)
+    encoder.mini_batch = 2
+    cached = gradients(encoder, batch)
+    encoder.mlm.gradient_checkpointing_enable({"use_reentrant": False})
+    both = gradients(encoder, batch)
+    assert all(torch.allclose(both[n], cached[n], atol=1e-6) for n in cached)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"gradient_checkpointing": True},
+        {"precision": "bf16"},
+        {"query_side": "binary"},
+        {"gradient_accumulation_steps": 2, "lora_r": 2},
+        {"num_cycles": 1.5, "lr_scheduler": "cosine", "max_grad_norm": 0.01},
+        {"early_stop_on": "loss", "eval_steps": 1, "patience": 1, "save_steps": 1},
+    ],
+)
+def test_options_train_a_model_that_learns(tiny_backbone, data, mined_set, tmp_path, option):
+    """Each option goes through the whole trainer; the loss of the same batch falls."""
+    config = replace(SMALL, num_steps=6, learning_rate=3e-3, learning_rate_head=3e-3, **option)
+    dev = DevSearch(load_eval_set(str(mined_set), "", "dev")) if config.eval_steps else None
+    whole = replace(config, batch_size=len(data) // config.gradient_accumulation_steps)
+    train(tiny_backbone, data, tmp_path, whole, evaluate_dev=dev)
+    losses = [row["loss"] for row in read_log(tmp_path / "training_log.jsonl")]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+
+
+def test_fp16_is_refused_without_a_gpu(tiny_backbone, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        train(tiny_backbone, data, tmp_path, replace(SMALL, precision="fp16"))
+
+
+def test_batches_reach_the_backbone_as_wide_as_they_were_padded(tiny_backbone, data, tmp_path, monkeypatch):
+    widths, plain = [], NeuralSparseEncoder._backbone
+
+    def spy(self, ids, mask):
+        widths.append(ids.shape[1])
+        return plain(self, ids, mask)
+
+    monkeypatch.setattr(NeuralSparseEncoder, "_backbone", spy)
+    train(tiny_backbone, data, tmp_path / "a", replace(SMALL, pad_to_multiple_of=7))
+    assert widths and all(width % 7 == 0 for width in widths)
+    widths.clear()
+    train(tiny_backbone, data, tmp_path / "b", SMALL)
+    assert any(width % 7 for width in widths)
+
+
+def test_siamese_queries_carry_a_penalty_of_their_own(tiny_backbone, data, tmp_path):
+    terms = []
+    for weight in (0.0, 1.0):
+        config = replace(SMALL, num_steps=8, query_side="siamese", lambda_flops_queries=weight)
+        train(tiny_backbone, data, tmp_path / f"{weight}", replace(config, learning_rate=5e-3))
+        terms.append(read_log(tmp_path / f"{weight}" / "training_log.jsonl"))
+    assert "query_flops" not in terms[0][0] and terms[1][0]["query_flops"] > 0
+    assert terms[1][0]["q_nnz"] == terms[0][0]["q_nnz"] and terms[1][-1]["q_nnz"] < terms[0][-1]["q_nnz"]
+
+
+def test_long_siamese_queries_are_cut_at_the_encoders_length(tiny_backbone, data):
+    from nblib.train.trainer import make_collator
+
+    encoder = NeuralSparseEncoder(str(tiny_backbone), max_length=6)
+    assert max(len(ids) for ids in encoder.tokenizer(data.queries)["input_ids"]) > 6
+    for option, width in (({}, 6), ({"query_max_length": 5}, 5)):
+        config = replace(SMALL, query_side="siamese", **option)
+        assert make_collator(encoder, data, config, None, None).q_store.lengths.max() == width
+
+
 def test_adapters_start_as_nothing(tiny_backbone, data):
     encoder = NeuralSparseEncoder(str(tiny_backbone), max_length=32)
     before = encoder.encode_documents(data.documents[:4])
@@ -233,6 +331,30 @@ def test_texts_in_files_and_workers_train_the_same_model(tiny_backbone, data, mi
     for name, value in encoder.mlm.state_dict().items():
         assert torch.equal(value, state[name]), name
     assert any(not torch.equal(value, before[name]) for name, value in state.items()), "nothing was trained"
+
+
+def test_two_sets_and_a_curriculum_end_to_end(tiny_backbone, mined_set, tmp_path):
+    """The batches of a training are those of its plan: one set each, easy rows first."""
+    both = load_training_set({"a": mined_set, "b": mined_set}, 2, difficulty=True)
+    classes = sorted({CLASSES[c] for c in both.difficulty})
+    counts = {name: int((both.difficulty == CLASSES.index(name)).sum()) for name in classes}
+    first = max(counts, key=counts.get)
+    stages = [{"step": [0, 2], "difficulty": first}, {"step": [2, 9], "difficulty": classes}]
+    config = replace(SMALL, num_steps=4, batch_size=2, stages=stages, mixing=[3.0, 1.0])
+    seen, plain = [], Collator.__call__
+
+    class Spy(Collator):
+        def __call__(self, rows):
+            seen.append(rows)
+            return plain(self, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nblib.train.trainer.Collator", Spy)
+        train(tiny_backbone, both, tmp_path, config)
+    where = {str(row): i for i, row in enumerate(both.rows)}
+    batches = [[where[str(row)] for row in rows] for rows in seen[:4]]
+    assert all(len({both.source[i] for i in batch}) == 1 for batch in batches)
+    assert {CLASSES[both.difficulty[i]] for batch in batches[:2] for i in batch} == {first}
 
 
 def test_a_curriculum_needs_rows_of_its_classes(tiny_backbone, mined_set, tmp_path):
