@@ -49,9 +49,11 @@ def trained(tmp_path_factory):
     return {"idf_dir": str(base / "02"), "pretrain_dir": str(base / "03"), "model_dir": str(base / "04")}
 
 
-def all_systems(trained, cache, names=None):
+def all_systems(trained, cache, names=None, precision="fp32"):
     names = names or ["bm25", "bm25-tokens", "dense", "idf-bag", "pretrained", "finetuned"]
-    params = SimpleNamespace(bm25_analyzer="english", dense_teacher=EMBEDDED, max_length=32, batch_size=2)
+    params = SimpleNamespace(
+        bm25_analyzer="english", dense_teacher=EMBEDDED, max_length=32, batch_size=2, precision=precision
+    )
     inputs = systems.check_inputs(names, trained)
     return systems.build_systems(names, inputs, params, cache)
 
@@ -114,6 +116,28 @@ def test_documents_are_encoded_once(trained, tmp_path, capsys):
     third = systems.run_system(system, TEXTS, QUERIES, k=3)
     assert "encoding again" in capsys.readouterr().out
     np.testing.assert_array_equal(first.scores, third.scores)
+
+
+def test_bf16_reps_are_near_and_kept_apart(trained, tmp_path):
+    reps = [all_systems(trained, tmp_path, ["finetuned"], p)[0].index(TEXTS)[0] for p in ("fp32", "bf16")]
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+    assert 0 < abs(reps[0] - reps[1]).max() < 0.05 * reps[0].max()
+
+
+def test_queries_are_cut_where_training_cut_them(trained, tmp_path):
+    folder = Path(trained["model_dir"]) / "artifacts" / "final_model"
+    idf = Path(trained["idf_dir"]) / "artifacts" / "idf.json"
+    whole = systems.learned_sparse("x", folder, idf, 32, 2, tmp_path).index(TEXTS)[1](TEXTS[2:3])
+    encoder = NeuralSparseEncoder.load(folder)
+    encoder.query_max_length = 4  # [CLS], two tokens, [SEP]
+    encoder.save_pretrained(tmp_path / "short")
+    cut = systems.learned_sparse("x", tmp_path / "short", idf, 32, 2, tmp_path).index(TEXTS)[1](TEXTS[2:3])
+    assert cut.nnz == 2 < whole.nnz
+    encoder.query_side = "siamese"
+    encoder.save_pretrained(tmp_path / "siamese")
+    encode = systems.learned_sparse("x", tmp_path / "siamese", idf, 32, 2, tmp_path).index(TEXTS)[1]
+    want = encoder.encode_documents(TEXTS[2:3], max_length=4)
+    assert abs(encode(TEXTS[2:3]) - want).max() < 1e-5
 
 
 def test_cache_keys_differ_by_model_and_length(tmp_path):

@@ -56,6 +56,23 @@ def test_layout_and_configuration(english):
         assert (config["model_format"], config["version"]) == ("TORCH_SCRIPT", "1.2.3")
 
 
+def test_queries_are_cut_where_training_cut_them(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny.encoder, "query_max_length", 6)
+    zips = export_opensearch(tiny.encoder, tiny.idf, tmp_path / "zips", "tiny", "1.0.0", 24)
+    cuts = []
+    for side in ("doc", "query"):
+        with zipfile.ZipFile(zips[side]) as archive:
+            cuts.append(json.loads(archive.read("tokenizer.json"))["truncation"]["max_length"])
+    assert cuts == [24, 6]
+    folder = export_sentence_transformers(tiny.encoder, tiny.idf, tmp_path / "st", 24)
+    from sentence_transformers import SparseEncoder
+
+    query, long = tiny.queries[0], " ".join(tiny.queries * 9)
+    model = SparseEncoder(str(folder), device="cpu")
+    assert model.encode_query(long).coalesce().indices().shape[1] <= 6
+    assert model.encode_query(query).coalesce().indices().shape[1] > 0
+
+
 def test_idf_names_every_token(tiny):
     with zipfile.ZipFile(tiny.zips["query"]) as archive:
         weights = json.loads(archive.read("idf.json"))

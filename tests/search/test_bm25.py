@@ -41,6 +41,12 @@ def test_search_equals_matrix_product(index):
         np.testing.assert_allclose(scores[q][: len(hits)], product[q][hits], rtol=1e-6)
 
 
+def test_pieces_make_the_same_index(index, monkeypatch):
+    monkeypatch.setattr("nblib.search.bm25.PIECE", 2)
+    pieces = Bm25(TEXTS, "whitespace")
+    assert pieces.vocabulary == index.vocabulary and (pieces.doc_matrix != index.doc_matrix).nnz == 0
+
+
 def test_shapes_and_missing_hits(index):
     docs, scores = index.search(QUERIES, 7)
     assert docs.shape == scores.shape == (4, 7) and scores.dtype == np.float32

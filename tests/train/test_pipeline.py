@@ -1,0 +1,156 @@
+"""From 04's parameters to a trained model: what each of them reaches, on real files and a two-layer model."""
+
+import json
+import shutil
+
+import pytest
+from pydantic import ValidationError
+
+from nblib.backbones import load_tokenizer
+from nblib.files import ROOT
+from nblib.idf import compute_idf_weights
+from nblib.model.encoder import NeuralSparseEncoder
+from nblib.run.keys import cell_defaults
+from nblib.run.params import FinetuneParams
+from nblib.teachers import Bm25Teacher, SparseTeacher
+from nblib.teachers.given import GivenScores
+from nblib.train import pipeline
+from nblib.train.callbacks import read_log
+from nblib.train.launch import finetune
+
+CELL = cell_defaults(ROOT / "notebooks" / "04_finetune.ipynb")
+SMALL = {
+    "dataset": "set",
+    "dense_teacher": "",
+    "max_length": 32,
+    "max_train_docs": 0,
+    "num_steps": 4,
+    "batch_size": 4,
+    "num_hard_negatives": 2,
+    "warmup_steps": 1,
+    "lambda_ramp_steps": 2,
+    "precision": "fp32",
+    "guard_steps": 50,
+}
+
+
+@pytest.fixture(scope="module")
+def steps(tiny_backbone, mined_set, tmp_path_factory):
+    """Folders as 01, 02 and 03 leave them: parameters that name them."""
+    base = tmp_path_factory.mktemp("steps")
+    shutil.copytree(mined_set, base / "01" / "artifacts" / "set")
+    texts = [json.loads(line)["text"] for line in (mined_set / "corpus.jsonl").read_text().splitlines()]
+    compute_idf_weights(texts, load_tokenizer(str(tiny_backbone)), base / "02" / "artifacts" / "idf.json")
+    NeuralSparseEncoder(str(tiny_backbone), 32).save_pretrained(base / "03" / "artifacts" / "final_model")
+    return {"data_dir": str(base / "01"), "idf_dir": str(base / "02"), "pretrain_dir": str(base / "03")}
+
+
+def params_of(steps, run_dir, **change):
+    return FinetuneParams(**CELL | SMALL | steps | {"run_dir": str(run_dir)} | change)
+
+
+def trained(params):
+    run = pipeline.open_finetuning(params)
+    data = pipeline.open_training_set(params)
+    encoder, idf = pipeline.pretrained_encoder(params)
+    finetune(params, encoder, data, idf)
+    return run, read_log(run / "training_log.jsonl")
+
+
+def test_stop_tokens_and_dev_measures(steps, tmp_path):
+    params = params_of(steps, tmp_path / "a", lambda_idf=0.1, dev_set="set", eval_steps=2, save_steps=2)
+    run, log = trained(params)
+    dev = read_log(run / "dev_log.jsonl")
+    assert [row["step"] for row in dev] == [2, 4]
+    row = pipeline.summary("finetune", run / "training_log.jsonl")
+    best = max(dev, key=lambda line: line["eval_ndcg_at_10"])
+    assert (row["dev_ndcg_at_10"], row["best_step"]) == (best["eval_ndcg_at_10"], best["step"])
+    assert row["ended_early"] is False and row["steps"] == 4
+    harder = params_of(steps, tmp_path / "b", lambda_idf=0.1, stop_tokens=["the", "a"], stopword_penalty=50.0)
+    assert trained(harder)[1][0]["idf_penalty"] > 1.01 * log[0]["idf_penalty"]
+    with pytest.raises(ValueError, match="stop_tokens.*'zyx'.*no tokens of this vocabulary"):
+        trained(params_of(steps, tmp_path / "c", stop_tokens=["the", "zyx"]))
+
+
+def test_streamed_texts_and_workers_go_on_where_the_run_was(steps, tmp_path):
+    """Neither decides the result, so neither clears the checkpoints."""
+    params = params_of(steps, tmp_path / "run", save_steps=2)
+    run, log = trained(params)
+    stamp = (run / "checkpoint-4" / "trainer_state.json").stat().st_mtime_ns
+    other = params.model_copy(update={"stream_texts": True, "workers": 2, "save_total_limit": 3})
+    trained(other)
+    assert (run / "checkpoint-4" / "trainer_state.json").stat().st_mtime_ns == stamp
+    fresh, again = trained(other.model_copy(update={"run_dir": str(tmp_path / "fresh")}))
+    assert [row["loss"] for row in again] == [row["loss"] for row in log]
+    assert list((tmp_path / "cache").glob("tokens-*.npy"))
+    trained(params.model_copy(update={"learning_rate": 1e-5}))
+    assert (run / "checkpoint-4" / "trainer_state.json").stat().st_mtime_ns != stamp
+
+
+def kinds(teacher):
+    return [type(one) for one in teacher.teachers]
+
+
+def test_the_teachers_that_the_parameters_name(steps, tmp_path, tiny_backbone):
+    data = pipeline.open_training_set(params_of(steps, tmp_path))
+    own = f"{steps['pretrain_dir']}/artifacts/final_model"
+    sparse_folder = tmp_path / "sparse"
+    shutil.copytree(own, sparse_folder)
+    shutil.copy(f"{steps['idf_dir']}/artifacts/idf.json", sparse_folder / "idf.json")
+
+    def prepared(**change):
+        return pipeline.prepare_teacher(params_of(steps, tmp_path / "run", **change), data, cached=False)
+
+    assert kinds(prepared()) == [Bm25Teacher]
+    assert prepared(sparse_weight=0.0) is None
+    assert prepared(kl_weight=0.0) is None, "no term would read its scores"
+    assert kinds(prepared(kl_weight=0.0, margin_mse_weight=1.0)) == [Bm25Teacher]
+    assert kinds(prepared(sparse_teacher=str(sparse_folder))) == [SparseTeacher]
+    both = prepared(more_teachers={f"sparse:{sparse_folder}": 0.5, "bm25:whitespace": 0.0})
+    assert kinds(both) == [Bm25Teacher, SparseTeacher] and both.weights == [0.4, 0.5]
+    given = prepared(given_weight=1.0, sparse_weight=0.0)
+    assert kinds(given) == [GivenScores]
+    assert not prepared(teacher_max_length=7, more_teachers={f"sparse:{sparse_folder}": 1.0}).wants_pairs
+    short = prepared(teacher_max_length=7, sparse_teacher=str(sparse_folder)).teachers[0]
+    assert short.max_length == 7
+
+
+def test_several_sets_and_a_curriculum(steps, tmp_path, mined_set):
+    twin = steps["data_dir"] + "/artifacts/twin"
+    shutil.copytree(mined_set, twin, dirs_exist_ok=True)
+    stages = [{"step": [0, 9], "difficulty": ["easy", "medium", "hard"]}]
+    change = {"more_datasets": ["twin"], "mixing": [1.0, 3.0], "stages": stages, "batch_size": 2}
+    params = params_of(steps, tmp_path, **change)
+    data = pipeline.open_training_set(params)
+    assert data.source_names == ["set", "twin"] and data.difficulty is not None
+    assert len(trained(params)[1]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"patience": 2}, "patience without eval_steps"),
+        ({"eval_steps": 5}, "eval_steps without dev_set"),
+        (
+            {"patience": 2, "eval_steps": 5, "dev_set": "s", "save_steps": 4},
+            "save_steps 4 is not eval_steps 5",
+        ),
+        ({"cross_weight": 0.5}, "cross_weight without cross_teacher"),
+        ({"mixing": [1.0, 2.0]}, "2 weights for 1 data sets"),
+        ({"stages": [{"epoch": [1, 2], "difficulty": "easy"}]}, "must begin at 0"),
+        ({"lambda_flops_queries": 0.1}, "its queries are fixed"),
+        ({"more_teachers": {"bm25:english": -1.0}}, "greater than or equal to 0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_at_once(steps, tmp_path, change, words):
+    with pytest.raises(ValidationError, match=words):
+        params_of(steps, tmp_path, **change)
+
+
+def test_a_training_from_the_result_of_another(steps, tmp_path):
+    """04 takes any folder of 03 or 04 as its start."""
+    run, _ = trained(params_of(steps, tmp_path / "first", query_side="learned-idf"))
+    second = params_of(steps | {"pretrain_dir": str(tmp_path / "first")}, tmp_path / "second")
+    start = NeuralSparseEncoder.load(run / "final_model").encode_documents(["a text"])
+    encoder, _ = pipeline.pretrained_encoder(second)
+    assert abs(encoder.encode_documents(["a text"]) - start).max() < 1e-6
