@@ -93,7 +93,8 @@ def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
 
 def speed_block(rows: list[dict[str, Any]]) -> str:
     """Write the Markdown table of 12's rows, a line for each setting, against the strongest peer of it."""
-    head = ["what", "setting", "ours", "peer", "unit", "ratio", "ratio with our kernels at the peer"]
+    head = ["what", "setting", "ours", "peer", "unit", "ratio"]
+    head += ["ratio with our kernels at the peer", "ours of the machine's limit"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for key in dict.fromkeys((row["row"], row["regime"], row["dtype"]) for row in rows):
         same = [row for row in rows if (row["row"], row["regime"], row["dtype"]) == key]
@@ -102,7 +103,9 @@ def speed_block(rows: list[dict[str, Any]]) -> str:
         name, regime, dtype = key
         cells = [name.replace("_", " "), f"{regime} {dtype}".strip(), _three(shipped["ours"])]
         cells += [_three(shipped["peer"]), shipped["unit"], _three(shipped["ratio"])]
-        lines.append("| " + " | ".join([*cells, _three(tuned[0]["ratio"]) if tuned else ""]) + " |")
+        cells.append(_three(tuned[0]["ratio"]) if tuned else "")
+        cells.append(f"{shipped['share']:.0%}" if shipped.get("share") else "")
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 

@@ -70,11 +70,16 @@ def row(
 ) -> dict[str, Any]:
     """Build a row of the speed table: ratio > 1 means ours is better, limit is what the machine allows.
 
-    The ratio is None where a side gave nothing: it failed, or its memory drowned in that of the backbone.
+    share: how near ours is to the limit, 1 at it. Ratio and share are None where a side gave nothing: it
+    failed, or its memory drowned in that of the backbone.
     """
-    ratio = None if not peer or not ours else peer / ours if less_is_better else ours / peer
+
+    def times_better(value: float | None, other: float | None) -> float | None:
+        return None if not value or not other else other / value if less_is_better else value / other
+
     facts = {"row": name, "regime": regime, "dtype": dtype, "ours": ours, "peer": peer}
-    return facts | {"peer_name": peer_name, "unit": unit, "ratio": ratio, "limit": limit, **more}
+    facts |= {"peer_name": peer_name, "unit": unit, "ratio": times_better(ours, peer)}
+    return facts | {"limit": limit, "share": times_better(ours, limit), **more}
 
 
 def backbone_flops(encoder: NeuralSparseEncoder, tokens: int, length: int) -> float:

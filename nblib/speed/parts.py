@@ -118,7 +118,7 @@ def table(rows: Rows) -> pd.DataFrame:
     """Lay rows out for reading: figures of three digits, and how near we are to the machine's limit."""
     lines = []
     for row in rows:
-        near = _share(row)
+        near = row["share"]
         lines.append(
             {
                 "what": row["row"],
@@ -132,14 +132,6 @@ def table(rows: Rows) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(lines)
-
-
-def _share(row: dict[str, Any]) -> float | None:
-    """Say how near a row is to the machine's limit, 1 at it: of seconds and GiB less is better."""
-    if not row["limit"] or not row["ours"]:
-        return None
-    less_is_better = row["unit"] == "s" or row["unit"].startswith("GiB")
-    return row["limit"] / row["ours"] if less_is_better else row["ours"] / row["limit"]
 
 
 def _short(value: float | None) -> str:

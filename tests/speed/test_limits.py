@@ -54,13 +54,13 @@ def test_a_side_without_a_figure_has_no_ratio():
 
 def test_share_of_the_limit_by_hand():
     def share(unit, ours, limit):
-        row = measure.row("x", "", "", ours, 1.0, "peer", unit, less_is_better=True, limit=limit)
+        less = not unit.startswith("documents")
+        row = measure.row("x", "", "", ours, 1.0, "peer", unit, less_is_better=less, limit=limit)
         return parts.table([row])["share of the machine's limit"][0]
 
-    assert share("s", 4.0, 1.0) == "25%"
+    assert share("s", 4.0, 1.0) == share("GiB", 2.0, 0.5) == "25%"
     assert share("documents/s", 30.0, 40.0) == "75%"
-    assert share("GiB, whole process", 8.0, 4.0) == share("GiB above the backbone's own", 2.0, 1.0) == "50%"
-    assert share("s", 4.0, None) == share("GiB, whole process", None, 4.0) == share("GiB", 0.0, 4.0) == ""
+    assert share("s", 4.0, None) == share("GiB", None, 4.0) == share("GiB", 0.0, 4.0) == ""
 
 
 def test_ratios_are_drawn_against_the_best_peer():
