@@ -231,7 +231,7 @@ def test_lexical_loss_by_hand():
     assert lexical_loss(reps, targets, torch.tensor([4.0, 1.0, 7.0])).item() == pytest.approx(17 / 12)
 
 
-TERMS = [f.name for f in fields(LossWeights)][:10]  # the others are settings
+TERMS = [f.name for f in fields(LossWeights)][:11]  # the others are settings
 ALL = LossWeights(**{name: 0.1 + 0.1 * i for i, name in enumerate(TERMS)}, margin=2.0, l0_threshold=2)
 
 
@@ -270,6 +270,7 @@ def test_every_term_has_its_weight():
         "triplet": triplet_margin(scores, batch["positives"], 2.0),
         "lexical": lexical_loss(batch["d_reps"], batch["lexical"], IDF),
         "flops": regularizers.flops(masked),
+        "query_flops": batch["q_reps"].mean(dim=0).square().sum(),
         "l1": regularizers.l1(masked),
         "anti_zero": regularizers.anti_zero(activity),
         "idf_penalty": regularizers.idf_penalty(masked, idf_weight, 0.3),
@@ -278,7 +279,7 @@ def test_every_term_has_its_weight():
     assert list(want) == TERMS and masked.sum() < activity.sum()
     terms = SparseLoss(IDF, ALL, special_ids=[0], stop_ids=[3])(**batch, share=0.25)
     assert terms.keys() == {"loss", *TERMS}
-    ramped = {"flops", "l1", "idf_penalty", "df_flops"}
+    ramped = {"flops", "query_flops", "l1", "idf_penalty", "df_flops"}
     total = 0.0
     for name, value in want.items():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-6) and value > 0, name
@@ -290,12 +291,21 @@ def test_every_term_has_its_weight():
 def test_a_term_alone(name):
     weights = LossWeights(**{"kl": 0.0, name: 2.0})
     batch = small_batch()
-    batch["d_reps"].requires_grad_()
+    side = "q_reps" if name == "query_flops" else "d_reps"
+    batch[side].requires_grad_()
     terms = SparseLoss(IDF, weights)(**batch)
     assert terms.keys() == {"loss", "flops", name}, "nothing of weight 0 is computed"
     assert terms["loss"].item() == pytest.approx(2 * terms[name].item())
     terms["loss"].backward()
-    assert batch["d_reps"].grad.isfinite().all() and batch["d_reps"].grad.abs().sum() > 0
+    assert batch[side].grad.isfinite().all() and batch[side].grad.abs().sum() > 0
+
+
+def test_the_idf_of_the_penalty_may_be_another():
+    """Binary queries weigh 1, their documents' terms are still penalised by the corpus."""
+    weights = LossWeights(kl=0.0, idf_penalty=1.0)
+    own, other = (SparseLoss(torch.ones(8), weights, corpus_idf=idf)(**small_batch()) for idf in (None, IDF))
+    same = SparseLoss(IDF, weights)(**small_batch())
+    assert own["idf_penalty"] != other["idf_penalty"] == same["idf_penalty"]
 
 
 def test_the_ramp_does_not_weaken_anti_zero():
