@@ -68,7 +68,7 @@ def test_fewer_texts_than_processes(tiny_backbone, tmp_path):
     for processes in (1, 3):
         launch("few_texts.py", processes, tiny_backbone, tmp_path / f"{processes}.pt")
     whole, part = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "3.pt")
-    assert distance(part, whole) < 1e-6 and max(g.abs().max() for g in whole.values()) > 1e-3
+    assert distance(part, whole) < 1e-5 and max(g.abs().max() for g in whole.values()) > 1e-3
 
 
 def test_shares_cover_all_items_once():

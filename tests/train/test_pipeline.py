@@ -17,6 +17,7 @@ from nblib.teachers.given import GivenScores
 from nblib.train import pipeline
 from nblib.train.callbacks import read_log
 from nblib.train.launch import finetune
+from nblib.train.warmup import shift_bias
 
 CELL = cell_defaults(ROOT / "notebooks" / "04_finetune.ipynb")
 SMALL = {
@@ -93,9 +94,9 @@ def kinds(teacher):
 
 def test_the_teachers_that_the_parameters_name(steps, tmp_path, tiny_backbone):
     data = pipeline.open_training_set(params_of(steps, tmp_path))
-    own = f"{steps['pretrain_dir']}/artifacts/final_model"
-    sparse_folder = tmp_path / "sparse"
-    shutil.copytree(own, sparse_folder)
+    encoder, sparse_folder = NeuralSparseEncoder(str(tiny_backbone), 32), tmp_path / "sparse"
+    shift_bias(encoder, data.documents[:8], 60)  # active terms; a teacher must be sparse
+    encoder.save_pretrained(sparse_folder)
     shutil.copy(f"{steps['idf_dir']}/artifacts/idf.json", sparse_folder / "idf.json")
 
     def prepared(**change):
