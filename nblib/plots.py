@@ -28,6 +28,7 @@ LOSS_PANELS = (
     ("flops", "FLOPS loss"), ("query_flops", "FLOPS loss of queries"), ("l1", "L1"),
     ("idf_penalty", "IDF penalty"), ("df_flops", "DF-FLOPS"), ("anti_zero", "anti-zero"),
     ("lambda", "lambda"), ("d_nnz", "terms per document"), ("q_nnz", "terms per query"),
+    ("overlap", "terms that two documents share"),
     ("eval_ndcg_at_10", "nDCG@10 on dev"), ("eval_flops", "FLOPS on dev"),
     ("grad_norm", "gradient norm"), ("learning_rate", "learning rate"), ("examples_per_s", "examples / s"),
 )  # fmt: skip

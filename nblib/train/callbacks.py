@@ -3,6 +3,7 @@
 import ctypes
 import json
 import math
+from collections import Counter
 from collections.abc import Set
 from pathlib import Path
 
@@ -81,19 +82,21 @@ class ReturnMemory(TrainerCallback):
 
 
 class Guard(TrainerCallback):
-    """Stop a run whose reps collapse to zero, stay dense, or whose loss is not finite.
+    """Stop a run whose reps collapse to zero or to one and the same, stay dense, or whose loss is not finite.
 
     Args:
         patience: steps in a row that must look bad before the run is stopped.
         min_terms: fewer active terms per document than this is a collapse.
         dense_terms: more than this after the ramp has ended is no sparse model.
-        ramp_steps: steps before which dense reps are expected.
+        ramp_steps: steps before which dense reps, and with them equal terms, are expected.
     """
+
+    same_terms = 0.98  # mean overlap of two documents' terms from which on they are all alike
 
     def __init__(self, patience: int, min_terms: float, dense_terms: float, ramp_steps: int) -> None:
         self.patience, self.min_terms, self.dense_terms = patience, min_terms, dense_terms
         self.ramp_steps = ramp_steps
-        self.low = self.high = 0
+        self.bad: Counter[str] = Counter()  # steps in a row, by what is wrong
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Check one logged step. Raises TrainingDiverged that names the remedy."""
@@ -102,21 +105,28 @@ class Guard(TrainerCallback):
         # under fp16 the loss scaler skips a step whose gradients overflow; that is how it finds its scale
         scaled = getattr(args, "fp16", False)
         check_finite({k: v for k, v in logs.items() if not (scaled and k == "grad_norm")}, state.global_step)
-        self.low = self.low + 1 if logs["d_nnz"] < self.min_terms else 0
-        late = state.global_step > self.ramp_steps
-        self.high = self.high + 1 if late and logs["d_nnz"] > self.dense_terms else 0
-        if self.low >= self.patience:
-            raise TrainingDiverged(
-                f"step {state.global_step}: documents hold {logs['d_nnz']:.1f} active terms on average, "
-                f"under {self.min_terms:g} for {self.patience} steps: the reps collapse to zero. "
-                "Lower lambda_flops (a tenth), lengthen lambda_ramp_steps, or lower the learning rates"
-            )
-        if self.high >= self.patience:
-            raise TrainingDiverged(
-                f"step {state.global_step}: documents hold {logs['d_nnz']:.0f} active terms on average, "
-                f"over {self.dense_terms:g} for {self.patience} steps after the ramp: the reps stay dense. "
-                "Raise lambda_flops (tenfold), or lower target_active_terms in 03_pretrain"
-            )
+        for problem, found in self._signs(logs, late=state.global_step > self.ramp_steps).items():
+            self.bad[problem] = self.bad[problem] + 1 if found else 0
+            if self.bad[problem] >= self.patience:
+                raise TrainingDiverged(f"step {state.global_step}, {self.patience} steps in a row: {problem}")
+
+    def _signs(self, logs: dict, late: bool) -> dict[str, bool]:
+        """Say which of the known failures a step shows; each with its remedy."""
+        terms, overlap = logs["d_nnz"], logs.get("overlap", 0.0)
+        return {
+            f"documents hold under {self.min_terms:g} active terms on average: the reps collapse to zero. Lower "
+            "lambda_flops (a tenth), lengthen lambda_ramp_steps, or lower the learning rates": (
+                terms < self.min_terms
+            ),
+            f"documents hold over {self.dense_terms:g} active terms on average after the ramp: the reps stay "
+            "dense. Raise lambda_flops (tenfold), or lower target_active_terms in 03_pretrain": (
+                late and terms > self.dense_terms
+            ),
+            f"two documents share over {self.same_terms:.0%} of their terms on average after the ramp: all reps "
+            "say the same. Lower the learning rates, or look in 01's report for texts that all begin alike": (
+                late and overlap > self.same_terms
+            ),
+        }
 
 
 def check_finite(logs: dict, step: int) -> None:

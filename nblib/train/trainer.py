@@ -27,6 +27,7 @@ from nblib.train.plan import BatchPlan, PlannedLoader
 from nblib.train.schedule import ramp
 from nblib.train.stages import read_stages
 
+OVERLAP_SAMPLE = 16  # documents of each process whose terms are compared
 TRAINABLE = "trainable.pt"  # in a checkpoint: what the model folder cannot hold
 
 
@@ -137,6 +138,7 @@ class SparseTrainer(EncoderTrainer):
             "lambda": self.loss_fn.weights.flops * share,
             "q_nnz": _mean_terms(q_reps),
             "d_nnz": _mean_terms_of_all(d_reps),
+            "overlap": mean_overlap(d_reps.detach()[:OVERLAP_SAMPLE]),
         }
         self.seen += len(inputs["input_ids"])
         return (terms["loss"], d_reps) if return_outputs else terms["loss"]
@@ -160,6 +162,23 @@ def _mean_terms_of_all(own: Tensor) -> float:
     counts = own.detach().count_nonzero(dim=1).float()
     terms, documents = sum_over_processes(torch.stack([counts.sum(), counts.new_tensor(len(counts))]))
     return float(terms / documents)
+
+
+def mean_overlap(reps: Tensor) -> float:
+    """Average the share of common terms over all pairs of documents: near 1 all documents say the same.
+
+    Args:
+        reps: [B, V] of this process; the pairs of all processes count.
+
+    Returns:
+        Common terms over the terms of the smaller document, 0..1; 0 where there is no pair.
+    """
+    active = (reps > 0).float()
+    sizes = active.sum(dim=1).clamp_min(1)
+    shares = (active @ active.T) / torch.minimum(sizes[:, None], sizes)
+    pairs = shares.triu(diagonal=1)
+    total = sum_over_processes(torch.stack([pairs.sum(), pairs.new_tensor(len(reps) * (len(reps) - 1) / 2)]))
+    return float(total[0] / total[1].clamp_min(1))
 
 
 def train_sparse(

@@ -18,7 +18,7 @@ from nblib.train.config import head_parameters, make_optimizer
 from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.schedule import ramp
 from nblib.train.step import train_step
-from nblib.train.trainer import plan_batches
+from nblib.train.trainer import mean_overlap, plan_batches
 from tests.train.small_run import CONFIG
 
 
@@ -128,6 +128,23 @@ def test_guard_names_the_remedy(d_nnz, words):
     guard.on_log(None, control=None, **logs(15, d_nnz))
     with pytest.raises(TrainingDiverged, match=words):
         guard.on_log(None, control=None, **logs(16, d_nnz))
+
+
+def test_guard_sees_documents_that_all_say_the_same():
+    guard = Guard(patience=2, min_terms=1.0, dense_terms=3000, ramp_steps=10)
+    for step, overlap in ((9, 1.0), (10, 1.0), (11, 1.0), (12, 0.9), (13, 0.99)):
+        guard.on_log(None, control=None, **logs(step, 60.0, overlap=overlap))
+    with pytest.raises(
+        TrainingDiverged, match="step 14, 2 steps in a row: .*share over 98% of their terms.*learning rates"
+    ):
+        guard.on_log(None, control=None, **logs(14, 60.0, overlap=0.99))
+
+
+def test_overlap_by_hand():
+    reps = torch.tensor([[1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    assert mean_overlap(reps) == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert mean_overlap(reps[:1]) == mean_overlap(reps[:0]) == 0.0
+    assert mean_overlap(torch.ones(4, 9)) == 1.0
 
 
 def test_guard_lets_a_dense_start_pass():
