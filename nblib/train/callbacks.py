@@ -114,16 +114,16 @@ class Guard(TrainerCallback):
         """Say which of the known failures a step shows; each with its remedy."""
         terms, overlap = logs["d_nnz"], logs.get("overlap", 0.0)
         return {
-            f"documents hold under {self.min_terms:g} active terms on average: the reps collapse to zero. Lower "
-            "lambda_flops (a tenth), lengthen lambda_ramp_steps, or lower the learning rates": (
+            f"documents hold under {self.min_terms:g} active terms on average: the reps collapse to zero. "
+            "Lower lambda_flops (a tenth), lengthen lambda_ramp_steps, or lower the learning rates": (
                 terms < self.min_terms
             ),
             f"documents hold over {self.dense_terms:g} active terms on average after the ramp: the reps stay "
             "dense. Raise lambda_flops (tenfold), or lower target_active_terms in 03_pretrain": (
                 late and terms > self.dense_terms
             ),
-            f"two documents share over {self.same_terms:.0%} of their terms on average after the ramp: all reps "
-            "say the same. Lower the learning rates, or look in 01's report for texts that all begin alike": (
+            f"two documents share over {self.same_terms:.0%} of their terms on average after the ramp: all "
+            "reps say the same. Lower the learning rates, or look in 01's report for texts that all begin alike": (
                 late and overlap > self.same_terms
             ),
         }
