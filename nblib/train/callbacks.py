@@ -123,7 +123,7 @@ class Guard(TrainerCallback):
                 late and terms > self.dense_terms
             ),
             f"two documents share over {self.same_terms:.0%} of their terms on average after the ramp: all "
-            "reps say the same. Lower the learning rates, or look in 01's report for texts that all begin alike": (
+            "reps say the same. Lower the learning rates, or look in 01 for texts that begin alike": (
                 late and overlap > self.same_terms
             ),
         }
