@@ -172,7 +172,7 @@ def evaluate_model(
         ValueError: a judged query has no text.
     """
     from nblib.data.formats import document_text
-    from nblib.idf import compute_idf_weights, query_matrix
+    from nblib.idf import compute_idf_weights
 
     check_sparse(model)
     if missing := [qid for qid in qrels if qid not in queries]:
@@ -180,7 +180,7 @@ def evaluate_model(
     texts = [document_text(document) for document in corpus.values()]
     if idf is None:
         idf = np.array(list(compute_idf_weights(texts, model.tokenizer).values()), dtype=np.float32)  # [V]
-    q_reps = query_matrix([queries[qid] for qid in qrels], model.tokenizer, idf)  # [Q, V]
+    q_reps = model.encode_queries([queries[qid] for qid in qrels], idf, batch_size)  # [Q, V]
     d_reps = model.encode_documents(texts, batch_size=batch_size)  # [N, V]
     run = to_run(list(qrels), list(corpus), *top_k(q_reps, d_reps, k))
     means = mean_scores(score_run(qrels, run))

@@ -29,7 +29,7 @@ class LossWeights:
     """How much each term adds to the loss, 0 leaves it out; below them, the settings of the terms.
 
     kl, margin_mse, infonce, triplet, lexical: ranking terms. flops (lambda_flops), l1, idf_penalty, df_flops:
-    penalties, which grow with the ramp; query_flops is flops of the queries, where an encoder reads them.
+    penalties, which grow with the ramp; query_flops is flops of queries that are trained.
     anti_zero: against vanishing, at full strength from the first step.
 
     temperature: of infonce. margin: of triplet. l0_threshold: documents with at most this many terms are free

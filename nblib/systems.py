@@ -213,7 +213,7 @@ def dense(teacher: str, max_length: int, batch_size: int, cache: Path) -> System
         model = find_model(teacher, DENSE)
     except ValueError as error:
         raise ValueError(
-            f"system 'dense': {error}; here a sparse model is 'finetuned', by model_dir"
+            f"system 'dense': {error}; in 05 a sparse model is searched as 'finetuned', by model_dir"
         ) from error
     encoder = load_dense(teacher, max_length, "cuda" if torch.cuda.is_available() else "cpu")
 

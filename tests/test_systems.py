@@ -171,7 +171,7 @@ def test_the_tokenizer_comes_from_either_model(trained, tmp_path):
 
 
 def test_a_sparse_model_is_refused_as_dense_teacher(trained, tmp_path):
-    with pytest.raises(ValueError, match="not a dense teacher.*'finetuned', by model_dir"):
+    with pytest.raises(ValueError, match="not a dense teacher.*as 'finetuned', by model_dir"):
         systems.dense(trained["model_dir"] + "/artifacts/final_model", 32, 2, tmp_path)
 
 

@@ -19,6 +19,7 @@ from nblib.export.sentence_transformers import (
     muted_mlm,
     no_bars,
     plain_tokenizer,
+    query_length,
     refuse_siamese,
 )
 from nblib.export.trace import trace_in_fresh_process, write_zip
@@ -148,7 +149,7 @@ def export_opensearch(
     stem = f"{name}-query-{version}"
     table = json.dumps(dict(zip(terms, weights, strict=True)), ensure_ascii=False, indent=0)
     paths["query"] = folder / f"{stem}.zip"
-    cut = tokenizer_json(encoder, encoder.query_max_length or max_length)
+    cut = tokenizer_json(encoder, query_length(encoder, max_length))
     write_zip(paths["query"], {"idf.json": table.encode(), "tokenizer.json": cut.encode()} | licence_file)
     paths["query_config"] = _write_config(paths["query"], f"{name}-query", version, "SPARSE_TOKENIZE")
     return paths

@@ -74,10 +74,15 @@ def muted_mlm(encoder: NeuralSparseEncoder):
 def checked_length(encoder: NeuralSparseEncoder, max_length: int | None) -> int:
     """Return max_length, or the encoder's own. Raises ValueError if the positions do not reach that far."""
     max_length = max_length or encoder.max_length
-    positions = getattr(encoder.mlm.config, "max_position_embeddings", max_length)
-    if not 3 <= max_length <= positions:
-        raise ValueError(f"max_length {max_length}: want 3 to {positions}, the positions of this backbone")
+    if max_length < 3 or (encoder.positions and max_length > encoder.positions):
+        limit = encoder.positions or "any length"
+        raise ValueError(f"max_length {max_length}: want 3 to {limit}, the positions of this backbone")
     return max_length
+
+
+def query_length(encoder: NeuralSparseEncoder, max_length: int) -> int:
+    """Return how many tokens of a query an export keeps: as training did, or as many as of documents."""
+    return encoder.query_max_length or max_length
 
 
 def checked_idf(encoder: NeuralSparseEncoder, idf: np.ndarray) -> np.ndarray:
@@ -150,7 +155,7 @@ def export_sentence_transformers(
         muted_mlm(encoder).save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         document = Transformer(str(tmp), transformer_task="fill-mask", max_seq_length=max_length)
-        cut = plain_tokenizer(encoder, encoder.query_max_length or max_length)
+        cut = plain_tokenizer(encoder, query_length(encoder, max_length))
         query = SparseStaticEmbedding(cut, torch.from_numpy(idf.copy()), frozen=True)
         pooling = SpladePooling(
             encoder.pooling.strategy, encoder.pooling.activation, embedding_dimension=encoder.vocab_size

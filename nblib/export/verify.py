@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from nblib.export import reload
 from nblib.export.opensearch import token_strings, tokenizer_json
-from nblib.export.sentence_transformers import checked_length
+from nblib.export.sentence_transformers import checked_length, query_length
 from nblib.export.trace import run_python_module
 from nblib.idf import query_matrix
 from nblib.model.encoder import NeuralSparseEncoder
@@ -57,7 +57,8 @@ def verify_sentence_transformers(
     documents, queries = _with_probes(documents, queries)
     max_length = checked_length(encoder, max_length)
     d_reps = _reference_documents(encoder, documents, max_length)  # [N, V]
-    content = max_length + encoder.tokenizer.num_special_tokens_to_add()  # this query side adds none
+    specials = encoder.tokenizer.num_special_tokens_to_add()  # this query side adds none
+    content = query_length(encoder, max_length) + specials
     q_reps = query_matrix(queries, encoder.tokenizer, idf, content)  # [Q, V]
     job = {"folder": str(folder), "documents": documents, "queries": queries}
     found = _in_fresh_process("sentence_transformers", **job, batch_sizes=list(batch_sizes))
@@ -71,7 +72,8 @@ def verify_sentence_transformers(
             "score": (scores, len(documents) * (len(queries) - 1)),
         }
         rows += [_row("sentence_transformers", s, size, *d, tolerance) for s, d in diffs.items()]
-    lengths_differ = float(found["max_seq_length"] != max_length)
+    longest = max(max_length, query_length(encoder, max_length))  # the Router names the larger one
+    lengths_differ = float(found["max_seq_length"] != longest)
     rows.append(_row("max_seq_length", "both", 1, lengths_differ, 1, 0.0))
     rows.append(_row("masked_lm", "document", 1, float(not found["masked_lm_equal"]), 1, 0.0))
     return rows
@@ -117,7 +119,7 @@ def verify_opensearch(
         rows.append(_row("opensearch", "document", size, diff, len(documents), tolerance))
     if not by_word:
         return rows
-    q_reps = query_matrix(queries, encoder.tokenizer, idf, max_length)  # [Q, V]
+    q_reps = query_matrix(queries, encoder.tokenizer, idf, query_length(encoder, max_length))  # [Q, V]
     q_found = _by_id(_in_fresh_process("queries", zip_path=str(paths["query"]), queries=queries), id_of)
     rows.append(_row("opensearch", "query", 1, row_diff(q_found, q_reps), len(queries), tolerance))
     if prune_ratio == 0:

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nblib.backbones import load, load_tokenizer
 from nblib.files import read_json, write_json
+from nblib.idf import query_matrix
 from nblib.model.head import activate, max_logits, sum_weights
 
 CONFIG = "sparse_config.json"
@@ -86,9 +87,11 @@ class NeuralSparseEncoder(nn.Module):
             AutoModelForMaskedLM.from_pretrained, model_name, output_loading_info=True, dtype=torch.float32
         )
         self.tokenizer = load_tokenizer(model_name)
-        positions = _positions(self.mlm)
-        if positions and max_length > positions:
-            raise ValueError(f"max_length {max_length} exceeds the {positions} positions of {model_name}")
+        self.positions = usable_positions(self.mlm)
+        if self.positions and max_length > self.positions:
+            raise ValueError(
+                f"max_length {max_length} exceeds the {self.positions} positions of {model_name}"
+            )
         self.decoder = self.mlm.get_output_embeddings()  # nn.Linear(H, V), tied to the input embeddings
         missing = _head_keys(self.mlm, info["missing_keys"])
         self.has_trained_head = not missing
@@ -102,7 +105,7 @@ class NeuralSparseEncoder(nn.Module):
         self.use_relu = use_relu
         self.pooling = pooling or Pooling()
         self.query_side = "idf"  # what it was trained with, see nblib.model.retriever
-        self.query_max_length = 0  # tokens kept per query; 0 keeps all (of a siamese side, max_length)
+        self.query_max_length = 0  # tokens kept per query; 0 keeps all
         self.pad_to_multiple_of = 0  # widths of batches in training, where the texts were padded to it
         self.mini_batch = 0  # documents per slice that the backward pass computes anew; 0 keeps all in memory
         self.screen = False  # see max_logits; nblib.precision sets it where it pays
@@ -250,6 +253,24 @@ class NeuralSparseEncoder(nn.Module):
         inverse[order] = np.arange(len(order))
         return sparse.vstack(parts, format="csr")[inverse]
 
+    def encode_queries(
+        self, queries: Sequence[str], idf: np.ndarray, batch_size: int = 32
+    ) -> sparse.csr_matrix:
+        """Encode queries as this model was trained to: bags of weighted tokens, or siamese, by the encoder.
+
+        Args:
+            queries: Q texts.
+            idf: [V] weights of query tokens; a siamese model does not read them.
+            batch_size: queries per batch of a siamese model.
+
+        Returns:
+            [Q, V] float32 CSR.
+        """
+        length = self.query_max_length or None
+        if self.query_side == "siamese":
+            return self.encode_documents(queries, batch_size, max_length=length)
+        return query_matrix(queries, self.tokenizer, idf, length)
+
     def get_sparsity_stats(self, d_reps: Tensor) -> dict[str, float]:
         """Summarise [B, V] reps under the guides' key names; a term counts as active above 1e-6."""
         active = (d_reps.abs() > 1e-6).float()
@@ -327,10 +348,10 @@ def trim(input_ids: Tensor, attention_mask: Tensor, multiple: int = 0) -> tuple[
     return input_ids[:, :width], attention_mask[:, :width]
 
 
-def _positions(mlm: nn.Module) -> int:
-    """Count the tokens that the position embeddings have room for; 0 if nothing limits them."""
-    positions = getattr(mlm.config, "max_position_embeddings", 0) or 0
-    for name, module in mlm.named_modules():
+def usable_positions(model: nn.Module) -> int:
+    """Count the tokens that a model's position embeddings have room for; 0 if nothing limits them."""
+    positions = getattr(model.config, "max_position_embeddings", 0) or 0
+    for name, module in model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             return positions - module.padding_idx - 1  # RoBERTa counts from behind the padding's row
     return positions

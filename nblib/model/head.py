@@ -19,7 +19,7 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta"
 
 BLOCK = 1024  # terms per block on a CPU: the logits [T, 1024] of a usual batch stay in the cache
 CUDA_BLOCK = 8192  # on a GPU fewer, larger kernels, but
-CUDA_LOGITS = 2**28  # no more logits at once: half a GiB in bf16
+CUDA_LOGITS = 2**28  # no more logits in one than that (half a GiB in bf16), down to BLOCK terms
 DENSE = 0.1  # from this active share on, one max over a whole block beats gathering its active columns
 ROUNDING = 2.0**-8  # two factors rounded to bf16 (2^-9 each) move a dot product by at most this x |h| |w|
 
@@ -175,8 +175,8 @@ class _PackedBlocks:
     def max_and_token(self) -> tuple[Tensor, Tensor]:
         """A maximum, then the first token that equals it: a third quicker than max with indices on a CPU.
 
-        The tokens hold where the maximum is positive; equal bits stand for equal positive numbers, and
-        comparing them as integers is quicker than comparing bf16.
+        The maximum is one of the logits, so its bits are found among theirs (but for NaN, which makes no
+        pair); comparing bits as integers is quicker than comparing bf16.
         """
         top = self.max()
         best = []
@@ -210,6 +210,7 @@ class _PaddedBlocks:
         self.padded = packed[place]  # [B, L, H]
 
     def multiply(self, weight: Tensor) -> None:
+        self.logits = None  # freed before the next block is made
         self.logits = self.padded @ weight.T
 
     def max(self) -> Tensor:

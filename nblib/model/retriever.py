@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nblib.distributed import gather_rows, own_share
 from nblib.files import write_json
 from nblib.losses import idf_vector
-from nblib.model.encoder import NeuralSparseEncoder, trim
+from nblib.model.encoder import NeuralSparseEncoder
 
 QUERY_SIDES = ("idf", "learned-idf", "binary", "siamese")
 
@@ -43,7 +43,8 @@ class SparseRetriever(nn.Module):
         self.encoder, self.query_side = encoder, query_side
         if query_side == "binary":
             weights = torch.ones_like(weights)
-        self.query_weights = nn.Parameter(weights.clone(), requires_grad=query_side == "learned-idf")
+        weights = weights.clone().to(encoder.device)
+        self.query_weights = nn.Parameter(weights, requires_grad=query_side == "learned-idf")
 
     @property
     def idf(self) -> Tensor:
@@ -71,8 +72,7 @@ class SparseRetriever(nn.Module):
         own = own_share(len(input_ids))
         if own.start == own.stop:  # fewer texts than processes: DDP still waits for this one's gradients
             return self.encoder(input_ids[:1], attention_mask[:1])[:0]
-        trimmed = trim(input_ids[own], attention_mask[own], self.encoder.pad_to_multiple_of)
-        return self.encoder(*trimmed)
+        return self.encoder(input_ids[own], attention_mask[own])
 
     def save_query_weights(self, file: Path) -> None:
         """Write {token: weight} in the order of the ids, the form of 02's idf.json."""

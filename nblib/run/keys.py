@@ -9,7 +9,7 @@ from typing import Any
 import nbformat
 
 from nblib.files import ROOT, at_root, sha256_paths
-from nblib.run.params import DataPath, From, NotebookParams
+from nblib.run.params import DataPath, From, Neutral, NotebookParams, marked
 
 # They check, show and record, and decide nothing of a result: a new parameter of one notebook must not
 # repeat the training of another.
@@ -104,12 +104,6 @@ def _import_names(source: str, inside: str, root: str) -> list[str]:
     return [name for name in names if name.split(".")[0] == root]
 
 
-def marked(model: type[NotebookParams], mark: type) -> dict[str, Any]:
-    """List the fields of a model that carry a mark (From, DataPath): name -> the mark."""
-    fields = model.model_fields.items()
-    return {name: m for name, field in fields for m in field.metadata if isinstance(m, mark)}
-
-
 def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str, str]:
     """Hash what lies at the DataPath parameters: "name=value" -> sha256 of each that exists.
 
@@ -117,9 +111,9 @@ def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str
     """
     hashes = {}
     for name in marked(model, DataPath):
-        values = params[name] if isinstance(params[name], list) else [params[name]]
+        values = [params[name]] if isinstance(params[name], str) else params[name]
         for value in values:
-            path = at_root(value)
+            path = at_root(value.removeprefix("sparse:").removeprefix("cross:"))
             if value and path.exists():
                 beside = [] if path.is_dir() else sorted(path.parent.glob("corpus.jsonl*"))
                 beside += [] if path.is_dir() else sorted(path.parent.glob("queries.jsonl*"))
@@ -140,7 +134,8 @@ def key_parts(
     Args:
         notebook: the .ipynb file.
         model: its typed model.
-        params: its resolved parameters; run_dir and the upstream folders do not count, their content does.
+        params: its resolved parameters; run_dir and the upstream folders do not count, their content does;
+            what is marked Neutral does not either.
         upstream: step name (or folder) -> key.
         package: folder of the library that notebooks import.
         lock: the pinned packages; the embedded data set is built from their docstrings.
@@ -150,7 +145,7 @@ def key_parts(
     """
     _, sources = read_cells(notebook)
     modules = imported_modules(sources, package)
-    skip = {"run_dir", *marked(model, From)}
+    skip = {"run_dir", *marked(model, From), *marked(model, Neutral)}
     return {
         "cells": hashlib.sha256("\0".join(sources).encode()).hexdigest(),
         "modules": {

@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from nblib.train.stages import read_stages
-
 
 @dataclass(frozen=True)
 class From:
@@ -21,7 +19,14 @@ class From:
 
 @dataclass(frozen=True)
 class DataPath:
-    """Marks a string (or list of strings) that may be a path; what lies there enters the step's key."""
+    """Marks a string (or several: a list, or the keys of a dict) that may be a path; what lies there enters
+    the step's key. A kind of teacher before it ("sparse:", "cross:") is no part of the path.
+    """
+
+
+@dataclass(frozen=True)
+class Neutral:
+    """Marks a field that changes no result: a finished step stays done, a stopped training goes on."""
 
 
 class NotebookParams(BaseModel):
@@ -42,6 +47,12 @@ class NotebookParams(BaseModel):
         """
         names = list(cls.model_fields) + injected_names(namespace)
         return cls(**{name: namespace[name] for name in names if name in namespace})
+
+
+def marked(model: type[NotebookParams], mark: type) -> dict[str, Any]:
+    """List the fields of a model that carry a mark (From, DataPath, Neutral): name -> the mark."""
+    fields = model.model_fields.items()
+    return {name: m for name, field in fields for m in field.metadata if isinstance(m, mark)}
 
 
 def injected_names(namespace: dict[str, Any]) -> list[str]:
@@ -126,7 +137,7 @@ class _TrainParams(NotebookParams):
     dropout: Ratio
     precision: Precision
     save_steps: Positive
-    save_total_limit: Positive
+    save_total_limit: Annotated[Positive, Neutral()]
     seed: Seed
     run_dir: Name
 
@@ -168,7 +179,9 @@ class FinetuneParams(_TrainParams):
     sparse_teacher: OptionalModel  # "" = BM25
     cross_teacher: OptionalModel  # "" = none
     cross_weight: Weight
-    more_teachers: dict[str, Weight]  # bm25:analyzer, sparse:model, cross:model or a SentenceTransformer
+    more_teachers: Annotated[
+        dict[str, Weight], DataPath()
+    ]  # bm25:analyzer, sparse:model, cross:model or a SentenceTransformer
     teacher_max_length: Count  # tokens that teachers read of a text, 0 = max_length
     given_weight: Weight  # of the scores in the training rows
     normalise_teachers: bool
@@ -176,10 +189,10 @@ class FinetuneParams(_TrainParams):
     mixing: list[Weight]  # share of each set; [] = by size
     hard_negative_ratio: Ratio  # the rest are random documents
     stages: list[dict]  # of a curriculum
-    stream_texts: bool  # texts and token ids stay in files
+    stream_texts: Annotated[bool, Neutral()]  # texts and token ids stay in files
     bucket_factor: Count  # 0 = no bucketing by length
     pad_to_multiple_of: Count
-    workers: Count
+    workers: Annotated[Count, Neutral()]
     processes: Positive  # that train together
     num_epochs: Weight  # above 0 it replaces num_steps
     warmup_ratio: Ratio  # above 0 it replaces warmup_steps
@@ -197,7 +210,7 @@ class FinetuneParams(_TrainParams):
     patience: Count
     min_delta: Weight
     early_stop_on: Literal["ndcg_at_10", "loss"]
-    wandb: bool
+    wandb: Annotated[bool, Neutral()]
 
     @model_validator(mode="after")
     def check_together(self) -> Self:
@@ -215,7 +228,6 @@ class FinetuneParams(_TrainParams):
             raise ValueError("cross_weight without cross_teacher: name a cross-encoder")
         if self.lambda_flops_queries and self.query_side not in ("siamese", "learned-idf"):
             raise ValueError(f"lambda_flops_queries with query_side {self.query_side}: its queries are fixed")
-        read_stages(self.stages)
         sets = 1 + len(self.more_datasets)
         if self.mixing and len(self.mixing) != sets:
             raise ValueError(f"mixing names {len(self.mixing)} weights for {sets} data sets")

@@ -1,4 +1,4 @@
-"""Figures of notebook 12. Each function takes rows, draws on one Axes and returns it."""
+"""Figures of notebook 12. Each function takes rows, draws on what it is given and returns it."""
 
 from typing import Any
 

@@ -4,6 +4,7 @@ Both start from the same weights, rows and IDF. The clock counts what a user wai
 embeddings and every training step; it stands still while dev data are searched.
 """
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +92,7 @@ def ours(
 
     def run(steps: int, clock: Clock, name: str) -> None:
         """Train that many steps from the start weights; the clock watches."""
+        shutil.rmtree(folder / name, ignore_errors=True)  # a run that was killed is not gone on with
         encoder = NeuralSparseEncoder.load(model)
         encoder.set_dropout(0.0)
         clock.measure = lambda: _measured(dev, encoder, idf)
@@ -249,7 +251,7 @@ def summarise(curves: dict[str, list[dict]]) -> dict:
         above = point["minutes"]
     return row(
         "quality_minutes",
-        f"{end['minutes']:.0f} minutes",
+        f"{round(end['minutes'], 1):g} minutes",
         "",
         end["ndcg_at_10"],
         other["ndcg_at_10"],

@@ -8,6 +8,7 @@ from typing import Any
 
 from nblib.backbones import load, resolve
 from nblib.files import read_json, sha256_paths
+from nblib.model.encoder import usable_positions
 
 # Kinds; the first three are the model types that sentence-transformers writes.
 DENSE, SPARSE, CROSS = "SentenceTransformer", "SparseEncoder", "CrossEncoder"
@@ -136,8 +137,7 @@ def twice_there(folder: Path) -> list[str]:
 
 def cut_inputs(model: Any, max_length: int) -> None:
     """Let a sentence-transformers model read max_length tokens, or as many as it can if that is less."""
-    positions = getattr(model.config, "max_position_embeddings", None)
-    limits = [limit for limit in (max_length, model.max_seq_length, positions) if limit]
+    limits = [limit for limit in (max_length, model.max_seq_length, usable_positions(model)) if limit]
     with suppress(AttributeError):  # a model of static embeddings reads any length
         model.max_seq_length = int(min(limits))
 

@@ -115,16 +115,19 @@ def _open_sparse_encoder(model: TeacherModel, idf: None, max_length: int, device
 
 
 def _open_masked_lm(model: TeacherModel, idf: Path | None, max_length: int, device: str, batch_size: int):
-    positions = read_json(model.folder / "config.json").get("max_position_embeddings", max_length)
     # The folder of one of ours also says how it pools.
     opener = NeuralSparseEncoder.load if model.kind == OURS else NeuralSparseEncoder
-    encoder = opener(str(model.folder), min(max_length, positions)).to(device)
+    encoder = opener(str(model.folder), 1).to(device)
+    encoder.max_length = min(max_length, encoder.positions or max_length)
+    query_length = encoder.query_max_length or encoder.max_length
     weights = read_query_weights(idf, encoder.tokenizer) if idf else None
 
     def encode(texts: list[str], side: str) -> sparse.csr_matrix:
         if side == "query" and weights is not None:
-            return query_matrix(texts, encoder.tokenizer, weights, encoder.max_length)
-        return encoder.encode_documents(texts, batch_size)
+            return query_matrix(texts, encoder.tokenizer, weights, query_length)
+        return encoder.encode_documents(
+            texts, batch_size, max_length=query_length if side == "query" else None
+        )
 
     return encode
 

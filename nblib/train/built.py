@@ -86,7 +86,7 @@ def _query(row: dict[str, Any]) -> str:
 def _plain(file: Path) -> Path:
     if not file.exists() and with_gz(file) != file:
         raise ValueError(
-            f"{with_gz(file)} cannot be read in any order: unpack it with gunzip, or set lazy=False"
+            f"{with_gz(file)} cannot be read in any order: gunzip it, or set stream_texts to false"
         )
     return with_gz(file)
 

@@ -163,7 +163,7 @@ class Collator:
     def positives(self, queries: np.ndarray, docs: np.ndarray) -> Tensor:
         """Mark the documents of the batch that are relevant to each query: [Q, D] bool."""
         lengths, places = self.positives_of.places(queries)
-        row, column, _ = cells(lengths, self.positives_of.flat[places], docs)
+        row, column = cells(lengths, self.positives_of.flat[places], docs)
         out = torch.zeros((len(queries), len(docs)), dtype=torch.bool)
         out[row, column] = True
         return out

@@ -125,8 +125,6 @@ def training_arguments(folder: Path, config: TrainConfig, total_steps: int) -> T
     """Map our names onto the Trainer's; everything random follows config.seed."""
     precision = resolve_precision(config.precision)
     on_cpu = not torch.cuda.is_available()
-    if precision == "fp16" and on_cpu:
-        raise ValueError("precision fp16 needs a GPU: take auto, bf16 or fp32 here")
     schedulers = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
     warmup = round(config.warmup_ratio * total_steps) if config.warmup_ratio else config.warmup_steps
     return TrainingArguments(

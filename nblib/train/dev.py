@@ -1,12 +1,10 @@
 """Relevance on dev data while a model trains: what early stopping and the curves over time go by."""
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from nblib.evaluate import mean_scores, score_run, sparse_cost
 from nblib.experiment import EvalSet
-from nblib.idf import token_matrix
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.retriever import SparseRetriever
 from nblib.precision import choose_kernels, quick_fp32
@@ -28,14 +26,9 @@ class DevSearch:
 
     def __call__(self, retriever: SparseRetriever) -> dict[str, float]:
         """Measure a retriever: {"ndcg_at_10", "mrr_at_10", "loss", "flops", "d_nnz"}."""
-        encoder, queries = retriever.encoder, self.data.queries
-        length = encoder.query_max_length or None
-        if retriever.query_side == "siamese":
-            q_reps = encoder.encode_documents(queries, self.batch_size, max_length=length)
-        else:
-            bags = token_matrix(queries, encoder.tokenizer, length)
-            q_reps = bags.multiply(_row(retriever.idf)).tocsr()
-        return self.measure(encoder, q_reps)
+        idf = retriever.idf.detach().cpu().numpy()
+        q_reps = retriever.encoder.encode_queries(self.data.queries, idf, self.batch_size)
+        return self.measure(retriever.encoder, q_reps)
 
     def measure(self, encoder: NeuralSparseEncoder, q_reps: sparse.csr_matrix) -> dict[str, float]:
         """Encode the documents, search with given query reps [Q, V], and measure."""
@@ -61,10 +54,6 @@ class DevSearch:
         columns = np.array([d for one in relevant for d in one], dtype=np.int64)
         scores = iter(np.asarray(q_reps[rows].multiply(d_reps[columns]).sum(axis=1)).ravel().tolist())
         return [{d: next(scores) for d in one} for one in relevant]
-
-
-def _row(idf: torch.Tensor) -> np.ndarray:
-    return idf.detach().cpu().numpy()[None]
 
 
 def contrastive_loss(scores: np.ndarray, index: np.ndarray, positive: list[dict[int, float]]) -> float:

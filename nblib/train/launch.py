@@ -18,7 +18,7 @@ from nblib.run.params import FinetuneParams
 from nblib.train import pipeline
 from nblib.train.config import TrainConfig
 from nblib.train.data import TrainingSet
-from nblib.train.trainer import train_sparse
+from nblib.train.trainer import check_settings, plan_batches, train_sparse
 
 
 def finetune(params: FinetuneParams, encoder: NeuralSparseEncoder, data: TrainingSet, idf) -> Path:
@@ -37,18 +37,16 @@ def finetune(params: FinetuneParams, encoder: NeuralSparseEncoder, data: Trainin
     """
     run = at_root(params.run_dir) / "artifacts"
     if params.processes == 1:
-        return train_sparse(
-            encoder,
-            data,
-            idf,
-            TrainConfig.from_params(params),
-            run,
-            pipeline.prepare_teacher(params, data),
-            "finetune",
-            evaluate_dev=pipeline.dev_measure(params),
-            stop_ids=pipeline.stop_ids(params, encoder.tokenizer),
-            token_cache=pipeline.cache_folder(params) if params.stream_texts else None,
-        )
+        options = {
+            "evaluate_dev": pipeline.dev_measure(params),
+            "stop_ids": pipeline.stop_ids(params, encoder.tokenizer),
+            "token_cache": pipeline.cache_folder(params) if params.stream_texts else None,
+        }
+        config = TrainConfig.from_params(params)
+        check_settings(encoder, config)
+        plan_batches(data, config)
+        teacher = pipeline.prepare_teacher(params, data)  # last: it may take hours
+        return train_sparse(encoder, data, idf, config, run, teacher, "finetune", **options)
     file = run / "launch.yaml"
     write_text(file, yaml.safe_dump(params.model_dump(), sort_keys=False))
     _in_processes(params.processes, file)

@@ -1,6 +1,5 @@
 """The two training steps as the notebooks 03 and 04 call them, from typed parameters to a model folder."""
 
-from collections.abc import Set
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +8,10 @@ import torch
 
 from nblib.experiment import load_eval_set
 from nblib.files import at_root, atomic_folder, read_json, sha256_paths, write_json
-from nblib.idf import load_idf
+from nblib.idf import load_idf, query_weights_file
 from nblib.model.encoder import CONFIG, NeuralSparseEncoder, Pooling
+from nblib.run.keys import data_hashes
+from nblib.run.params import Neutral, marked
 from nblib.run.progress import report
 from nblib.teachers import BM25_PREFIX, EnsembleTeacher, training_pairs
 from nblib.train.callbacks import DEV_LOG, read_log
@@ -41,10 +42,6 @@ def built(step_dir: str, artifact: str, step: str, what: str) -> Path:
     return path
 
 
-# What changes no weight of the model: a run that was stopped goes on under another value.
-NEUTRAL = frozenset({"workers", "wandb", "save_total_limit", "stream_texts"})
-
-
 def open_pretraining(params) -> Path:
     """Check the inputs of 03 and open its artifacts folder, see _open_run."""
     return _open_run(params, [built_set(params.data_dir, params.dataset), _idf_file(params)])
@@ -58,9 +55,9 @@ def open_finetuning(params) -> Path:
 
 
 def open_speed(params) -> Path:
-    """Check the inputs of 12 and open its artifacts folder, see _open_run; parts add up, run by run."""
+    """Check the inputs of 12 and open its artifacts folder, see _open_run."""
     sets = [built_set(params.data_dir, name) for name in (params.dataset, params.dev_set)]
-    return _open_run(params, [*sets, _idf_file(params), _pretrained(params)], leave_out={"parts"})
+    return _open_run(params, [*sets, _idf_file(params), _pretrained(params)])
 
 
 def _idf_file(params) -> Path:
@@ -83,26 +80,31 @@ def pretrained_model(params) -> Path:
 
 def pretrained_encoder(params) -> tuple[NeuralSparseEncoder, np.ndarray]:
     """Load 03's model for finetuning, and its query weights [V]."""
-    encoder = NeuralSparseEncoder.load(_pretrained(params), params.max_length)
+    folder = _pretrained(params)
+    encoder = NeuralSparseEncoder.load(folder, params.max_length)
     encoder.set_dropout(params.dropout)
-    return encoder, query_weights(params, encoder)
+    learns = params.query_side == "learned-idf"  # and so goes on from what an earlier 04 has learned
+    return encoder, load_idf(
+        query_weights_file(_idf_file(params), folder) if learns else _idf_file(params), encoder.tokenizer
+    )
 
 
-def _open_run(params, inputs: list[Path], leave_out: Set[str] = NEUTRAL) -> Path:
+def _open_run(params, inputs: list[Path]) -> Path:
     """Open the artifacts folder of a training step: keep it if it is this very run, else clear it.
 
     Args:
         params: typed parameters of the notebook.
         inputs: files and folders the result depends on; their content counts, not their place.
-        leave_out: parameters that change no result.
 
     Returns:
         run_dir / "artifacts", holding training_config.json.
     """
     folder = at_root(params.run_dir) / "artifacts"
-    config = params.model_dump(exclude={"run_dir", *leave_out})
+    config = params.model_dump(exclude={"run_dir", *marked(type(params), Neutral)})
     places = {name: config.pop(name) for name in list(config) if name.endswith("_dir")}
-    prepare_resume(folder, config | {"inputs_sha256": sha256_paths(inputs)}, places)
+    config["inputs_sha256"] = sha256_paths(inputs)
+    config["models_sha256"] = data_hashes(type(params), config)  # teachers in folders of this machine
+    prepare_resume(folder, config, places)
     return folder
 
 
@@ -223,10 +225,14 @@ def warm_encoder(params, texts: list[str], folder: Path) -> tuple[NeuralSparseEn
     return encoder, {"warmed_up": True, **found}
 
 
-def summary(phase: str, log_file: Path) -> dict:
+def summary(phase: str, log_file: Path, kept: str = "") -> dict:
     """Average the last tenth of a training log into one row of metrics.json.
 
-    Where dev data were measured the row also holds the best of them, and whether the run ended early.
+    Args:
+        phase: name of the row.
+        log_file: training_log.jsonl; where dev data were measured, dev_log.jsonl lies beside it, and the row
+            also holds what the kept model reached, and whether the run ended early.
+        kept: the measure by which the best model was kept, "ndcg_at_10" or "loss"; "" if it is the last.
     """
     log, dev = read_log(log_file), read_log(log_file.with_name(DEV_LOG))
     if not log:
@@ -236,7 +242,8 @@ def summary(phase: str, log_file: Path) -> dict:
     means = {n: round(sum(row[n] for row in tail if n in row) / len(tail), 6) for n in names}
     row = {"phase": phase, "steps": log[-1]["step"], **means}
     if dev:
-        best = max(dev, key=lambda line: line["eval_ndcg_at_10"])
+        rank = {"ndcg_at_10": lambda line: line["eval_ndcg_at_10"], "loss": lambda line: -line["eval_loss"]}
+        best = max(dev, key=rank[kept]) if kept else dev[-1]
         row |= {"dev_ndcg_at_10": best["eval_ndcg_at_10"], "dev_flops": best["eval_flops"]}
-        row |= {"best_step": best["step"], "ended_early": log_file.with_name(ENDED).exists()}
+        row |= {"dev_step": best["step"], "ended_early": log_file.with_name(ENDED).exists()}
     return row

@@ -207,7 +207,7 @@ class BatchPlan(Sampler[list[int]]):
             if wanted and rows < least:
                 raise ValueError(
                     f"data set {number} has {rows} rows, fewer than batch_size {size}: lower batch_size, "
-                    "let batches mix data sets (homogeneous=False), or give it a weight of 0"
+                    "or give it a weight of 0"
                 )
 
     def _batches(self, n_rows: int) -> int:

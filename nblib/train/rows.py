@@ -108,9 +108,7 @@ class Rows(Sequence[tuple[int, int, list[int]]]):
         return out
 
 
-def cells(
-    lengths: np.ndarray, values: np.ndarray, docs: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cells(lengths: np.ndarray, values: np.ndarray, docs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find where the documents of each query stand among the documents of a batch.
 
     Args:
@@ -118,9 +116,9 @@ def cells(
         docs: [D] distinct documents of the batch, in any order.
 
     Returns:
-        row, column: [hits] each. hit: [sum] bool, which of `values` are in the batch.
+        row, column: [hits] each.
     """
     order = np.argsort(docs)
     place = order[np.searchsorted(docs, values, sorter=order).clip(max=len(docs) - 1)]
     hit = docs[place] == values
-    return np.repeat(np.arange(len(lengths)), lengths)[hit], place[hit], hit
+    return np.repeat(np.arange(len(lengths)), lengths)[hit], place[hit]

@@ -51,13 +51,22 @@ def read_stages(stages: Iterable[Mapping[str, Any]]) -> list[Stage]:
         if len(units) != 1 or set(raw) != {*units, "difficulty"}:
             form = '{"epoch": [0, 3], "difficulty": ["easy"]}'
             raise ValueError(f"stage {number} is {dict(raw)}; write {form}, or step or share for epoch")
-        begin, end = raw[units[0]]
+        begin, end = _bounds(number, raw[units[0]])
         expected = found[-1].until if found else 0
         if begin != expected:
             raise ValueError(f"stage {number} begins at {units[0]} {begin}; it must begin at {expected}")
         names = [raw["difficulty"]] if isinstance(raw["difficulty"], str) else raw["difficulty"]
         found.append(Stage(end, tuple(names), units[0]))
     return found
+
+
+def _bounds(number: int, value: Any) -> tuple[float, float]:
+    """Read [begin, end]. Raises ValueError if it is anything else."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"stage {number} lasts {value!r}; write [begin, end]")
+    if not all(isinstance(bound, int | float) for bound in value):
+        raise ValueError(f"stage {number} lasts {value!r}; begin and end are numbers")
+    return tuple(value)
 
 
 def check_stages(stages: Sequence[Stage], difficulty: np.ndarray | None, total_steps: int) -> None:

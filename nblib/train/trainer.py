@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from nblib.distributed import own_share, rank, start, sum_over_processes, world_size
+from nblib.distributed import device, own_share, rank, start, sum_over_processes, world_size
 from nblib.files import atomic_folder
 from nblib.losses import idf_vector
 from nblib.model.encoder import NeuralSparseEncoder
@@ -27,7 +27,6 @@ from nblib.train.plan import BatchPlan, PlannedLoader
 from nblib.train.schedule import ramp
 from nblib.train.stages import read_stages
 
-OVERLAP_SAMPLE = 16  # documents of each process whose terms are compared
 TRAINABLE = "trainable.pt"  # in a checkpoint: what the model folder cannot hold
 
 
@@ -138,7 +137,7 @@ class SparseTrainer(EncoderTrainer):
             "lambda": self.loss_fn.weights.flops * share,
             "q_nnz": _mean_terms(q_reps),
             "d_nnz": _mean_terms_of_all(d_reps),
-            "overlap": mean_overlap(d_reps.detach()[:OVERLAP_SAMPLE]),
+            "overlap": term_overlap(d_reps.detach()),
         }
         self.seen += len(inputs["input_ids"])
         return (terms["loss"], d_reps) if return_outputs else terms["loss"]
@@ -164,21 +163,20 @@ def _mean_terms_of_all(own: Tensor) -> float:
     return float(terms / documents)
 
 
-def mean_overlap(reps: Tensor) -> float:
-    """Average the share of common terms over all pairs of documents: near 1 all documents say the same.
+def term_overlap(reps: Tensor) -> float:
+    """Say how alike the documents of all processes are: near 1 each pair holds the same terms.
 
     Args:
-        reps: [B, V] of this process; the pairs of all processes count.
+        reps: [B, V] of this process.
 
     Returns:
-        Common terms over the terms of the smaller document, 0..1; 0 where there is no pair.
+        Mean number of terms that two documents share over the mean number that one holds, 0..1; 0 where there
+        are not two documents, or none holds a term.
     """
-    active = (reps > 0).float()
-    sizes = active.sum(dim=1).clamp_min(1)
-    shares = (active @ active.T) / torch.minimum(sizes[:, None], sizes)
-    pairs = shares.triu(diagonal=1)
-    total = sum_over_processes(torch.stack([pairs.sum(), pairs.new_tensor(len(reps) * (len(reps) - 1) / 2)]))
-    return float(total[0] / total[1].clamp_min(1))
+    held = sum_over_processes((reps > 0).sum(dim=0).float())  # [V] documents that hold each term
+    n = float(sum_over_processes(reps.new_tensor(float(len(reps)))))
+    terms = float(held.sum())
+    return float((held * (held - 1)).sum()) / (terms * (n - 1)) if n > 1 and terms else 0.0
 
 
 def train_sparse(
@@ -220,6 +218,8 @@ def train_sparse(
         ValueError: a batch would have nothing to contrast with, or settings do not fit.
     """
     start()
+    check_settings(encoder, config)
+    encoder.to(device())  # which kernels are chosen below goes by it
     plan, total_steps = plan_batches(data, config)
     collator = make_collator(encoder, data, config, teacher, token_cache)
     if config.bucket_factor:
@@ -267,19 +267,40 @@ def make_collator(
     encoder: NeuralSparseEncoder, data: TrainingSet, config: TrainConfig, teacher, token_cache: Path | None
 ) -> Collator:
     """Tokenize the texts and say how rows become batches."""
-    siamese = config.query_side == "siamese"
     return Collator(
         data,
         encoder.tokenizer,
         encoder.max_length,
         teacher,
         config.lexical_weight > 0,
-        query_max_length=config.query_max_length or (encoder.max_length if siamese else 0),
+        query_max_length=query_cut(encoder, config),
         pad_to_multiple_of=config.pad_to_multiple_of,
-        siamese=siamese,
+        siamese=config.query_side == "siamese",
         sparse=config.workers > 0,  # [Q, V] and [D, V] of zeros are slow to carry from process to process
         cache=token_cache,
     )
+
+
+def check_settings(encoder: NeuralSparseEncoder, config: TrainConfig) -> None:
+    """Refuse settings that do not fit the model or the machine, before any long work.
+
+    Raises:
+        ValueError: fp16 without a GPU, or texts longer than the positions.
+    """
+    if resolve_precision(config.precision) == "fp16" and not torch.cuda.is_available():
+        raise ValueError("precision fp16 needs a GPU: take auto, bf16 or fp32 here")
+    widest = encoder.max_length + -encoder.max_length % max(config.pad_to_multiple_of, 1)
+    longest = query_cut(encoder, config) if config.query_side == "siamese" else 0
+    if encoder.positions and max(widest, longest) > encoder.positions:
+        raise ValueError(
+            f"texts of up to {max(widest, longest)} tokens for {encoder.positions} positions: lower "
+            "query_max_length, or take a pad_to_multiple_of that divides the positions"
+        )
+
+
+def query_cut(encoder: NeuralSparseEncoder, config: TrainConfig) -> int:
+    """Count the tokens kept per query: 0 for all of a bag, the documents' number for an encoder's pass."""
+    return config.query_max_length or (encoder.max_length if config.query_side == "siamese" else 0)
 
 
 def prepare_retriever(encoder: NeuralSparseEncoder, idf, config: TrainConfig) -> SparseRetriever:
@@ -291,7 +312,8 @@ def prepare_retriever(encoder: NeuralSparseEncoder, idf, config: TrainConfig) ->
         encoder.mlm.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         encoder.mlm.compile(dynamic=True)
-    encoder.query_side, encoder.query_max_length = config.query_side, config.query_max_length
+    encoder.query_side = config.query_side
+    encoder.query_max_length = query_cut(encoder, config)
     encoder.pad_to_multiple_of = config.pad_to_multiple_of
     return SparseRetriever(encoder, idf, config.query_side)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nblib.backbones import EMBEDDED, make_tiny_bert
-from nblib.model.encoder import NeuralSparseEncoder, _head_keys, _positions, pad, trim
+from nblib.model.encoder import NeuralSparseEncoder, _head_keys, pad, trim, usable_positions
 
 TEXTS = ["a cat sat on a mat", "dogs chase cats", "the weather in seoul is fine today, bring no umbrella"]
 
@@ -133,7 +133,7 @@ def test_roberta_positions_begin_behind_the_padding(tmp_path):
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     config = RobertaConfig(vocab_size=50, max_position_embeddings=18, pad_token_id=1, **sizes)
     model = RobertaForMaskedLM(config).eval()
-    assert _positions(model) == 16
+    assert usable_positions(model) == 16
     ids = torch.full((1, 16), 7)
     assert torch.isfinite(model(input_ids=ids).logits).all()
     with pytest.raises((IndexError, RuntimeError), match="out of"):

@@ -4,6 +4,7 @@ import pytest
 
 from nblib.files import ROOT
 from nblib.run.keys import cell_defaults, data_hashes, explain, imported_modules, key_of, key_parts
+from nblib.run.params import FinetuneParams
 from tests.run.tiny import MAKE, MakeParams, TrainParams, write_notebook
 
 
@@ -128,3 +129,27 @@ def test_the_runner_itself_is_not_in_a_key(tmp_path):
     )
     assert "nblib.files" in made["modules"]
     assert not [name for name in made["modules"] if name.startswith("nblib.run")]
+
+
+def test_what_changes_no_result_is_no_part_of_the_key():
+    path = ROOT / "notebooks" / "04_finetune.ipynb"
+    cell = cell_defaults(path)
+
+    def key(**change):
+        return key_of(key_parts(path, FinetuneParams, cell | change, {}))
+
+    neutral = {"workers": 3, "wandb": True, "save_total_limit": 9, "stream_texts": True}
+    assert key() == key(**neutral) != key(processes=2)
+
+
+def test_teachers_named_in_a_dictionary_count_by_content(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("one")
+    params = cell_defaults(ROOT / "notebooks" / "04_finetune.ipynb")
+    params |= {"more_teachers": {f"cross:{tmp_path / 'model'}": 0.5, "bm25:english": 0.5}}
+    first = data_hashes(FinetuneParams, params)
+    assert [name for name in first if "more_teachers" in name] == [
+        f"more_teachers=cross:{tmp_path / 'model'}"
+    ]
+    (tmp_path / "model" / "weights").write_text("two")
+    assert data_hashes(FinetuneParams, params) != first

@@ -53,7 +53,6 @@ def test_gradient_depends_on_neither_processes_nor_accumulation(
     for name in splits.split():
         part, part_log = step(tiny_backbone, mined_set, tmp_path / name, *SPLITS[name], query_side=query_side)
         assert part.keys() == whole.keys() and len(part_log) == 1
-        print(name, distance(part, whole))
         assert distance(part, whole) < 1e-6, name
         for parameter, gradient in whole.items():
             far = (part[parameter] - gradient).abs().max() / gradient.abs().max().clamp_min(1e-3)

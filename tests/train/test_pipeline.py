@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from nblib.backbones import load_tokenizer
 from nblib.files import ROOT
-from nblib.idf import compute_idf_weights
+from nblib.idf import compute_idf_weights, load_idf
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.keys import cell_defaults
 from nblib.run.params import FinetuneParams
@@ -64,9 +64,10 @@ def test_stop_tokens_and_dev_measures(steps, tmp_path):
     dev = read_log(run / "dev_log.jsonl")
     assert [row["step"] for row in dev] == [2, 4]
     row = pipeline.summary("finetune", run / "training_log.jsonl")
-    best = max(dev, key=lambda line: line["eval_ndcg_at_10"])
-    assert (row["dev_ndcg_at_10"], row["best_step"]) == (best["eval_ndcg_at_10"], best["step"])
+    assert (row["dev_ndcg_at_10"], row["dev_step"]) == (dev[-1]["eval_ndcg_at_10"], 4)
     assert row["ended_early"] is False and row["steps"] == 4
+    best = pipeline.summary("finetune", run / "training_log.jsonl", "loss")
+    assert best["dev_step"] == min(dev, key=lambda line: line["eval_loss"])["step"]
     harder = params_of(steps, tmp_path / "b", lambda_idf=0.1, stop_tokens=["the", "a"], stopword_penalty=50.0)
     assert trained(harder)[1][0]["idf_penalty"] > 1.01 * log[0]["idf_penalty"]
     with pytest.raises(ValueError, match="stop_tokens.*'zyx'.*no tokens of this vocabulary"):
@@ -130,6 +131,34 @@ def test_several_sets_and_a_curriculum(steps, tmp_path, mined_set):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"stop_tokens": ["zyxw"]}, "no tokens of this vocabulary"),
+        ({"stages": [{"epoch": [1, 2], "difficulty": "easy"}]}, "must begin at 0"),
+        ({"pad_to_multiple_of": 300}, "divides the positions"),
+        ({"query_side": "siamese", "query_max_length": 2000}, "lower query_max_length"),
+        ({"batch_size": 100}, "larger than the .* training rows"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_the_teachers(steps, tmp_path, monkeypatch, change, words):
+    monkeypatch.setattr(pipeline, "prepare_teacher", lambda *_: pytest.fail("the teachers came first"))
+    with pytest.raises(ValueError, match=words):
+        trained(params_of(steps, tmp_path, **change))
+
+
+def test_a_teacher_of_another_content_is_another_run(steps, tmp_path):
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    (folder / "note.txt").write_text("one")
+    params = params_of(steps, tmp_path / "run", more_teachers={f"sparse:{folder}": 0.0})
+    run = pipeline.open_finetuning(params)
+    (run / "kept").write_text("")
+    assert (pipeline.open_finetuning(params) / "kept").exists()
+    (folder / "note.txt").write_text("two")
+    assert not (pipeline.open_finetuning(params) / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
         ({"patience": 2}, "patience without eval_steps"),
         ({"eval_steps": 5}, "eval_steps without dev_set"),
         (
@@ -138,7 +167,6 @@ def test_several_sets_and_a_curriculum(steps, tmp_path, mined_set):
         ),
         ({"cross_weight": 0.5}, "cross_weight without cross_teacher"),
         ({"mixing": [1.0, 2.0]}, "2 weights for 1 data sets"),
-        ({"stages": [{"epoch": [1, 2], "difficulty": "easy"}]}, "must begin at 0"),
         ({"lambda_flops_queries": 0.1}, "its queries are fixed"),
         ({"more_teachers": {"bm25:english": -1.0}}, "greater than or equal to 0"),
     ],
@@ -153,5 +181,10 @@ def test_a_training_from_the_result_of_another(steps, tmp_path):
     run, _ = trained(params_of(steps, tmp_path / "first", query_side="learned-idf"))
     second = params_of(steps | {"pretrain_dir": str(tmp_path / "first")}, tmp_path / "second")
     start = NeuralSparseEncoder.load(run / "final_model").encode_documents(["a text"])
-    encoder, _ = pipeline.pretrained_encoder(second)
+    encoder, idf = pipeline.pretrained_encoder(second)
     assert abs(encoder.encode_documents(["a text"]) - start).max() < 1e-6
+    fixed = load_idf(f"{steps['idf_dir']}/artifacts/idf.json", encoder.tokenizer)
+    assert (idf == fixed).all()
+    learns = second.model_copy(update={"query_side": "learned-idf"})
+    learned = load_idf(run / "final_model" / "idf.json", encoder.tokenizer)
+    assert (pipeline.pretrained_encoder(learns)[1] == learned).all() and (learned != fixed).any()

@@ -263,6 +263,8 @@ def test_a_set_of_weight_0_may_be_small():
         ([{"epoch": [0, 3], "difficulty": "simple"}], "'simple'.*easy, medium, hard"),
         ([{"epoch": [0, 3]}], 'stage 1 is .*write {"epoch"'),
         ([{"epoch": [1, 3], "difficulty": "easy"}], "stage 1 begins at epoch 1; it must begin at 0"),
+        ([{"epoch": 3, "difficulty": "easy"}], r"stage 1 lasts 3; write \[begin, end\]"),
+        ([{"epoch": [0, "3"], "difficulty": "easy"}], "begin and end are numbers"),
         ([GUIDE[0], GUIDE[2]], "stage 2 begins at epoch 2.5; it must begin at 1"),
         ([{"share": [0, 3], "difficulty": "easy"}], "share at most 1"),
         ([{"epoch": [0, 3], "difficulty": []}], "classes of a stage"),

@@ -18,7 +18,7 @@ from nblib.train.config import head_parameters, make_optimizer
 from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.schedule import ramp
 from nblib.train.step import train_step
-from nblib.train.trainer import mean_overlap, plan_batches
+from nblib.train.trainer import plan_batches, term_overlap
 from tests.train.small_run import CONFIG
 
 
@@ -142,9 +142,10 @@ def test_guard_sees_documents_that_all_say_the_same():
 
 def test_overlap_by_hand():
     reps = torch.tensor([[1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    assert mean_overlap(reps) == pytest.approx((1 / 2 + 0 + 0) / 3)
-    assert mean_overlap(reps[:1]) == mean_overlap(reps[:0]) == 0.0
-    assert mean_overlap(torch.ones(4, 9)) == 1.0
+    # three pairs share 1, 0 and 0 terms; three documents hold 2, 3 and 0
+    assert term_overlap(reps) == pytest.approx((1 / 3) / (5 / 3))
+    assert term_overlap(reps[:1]) == term_overlap(reps[:0]) == term_overlap(reps[2:]) == 0.0
+    assert term_overlap(torch.ones(4, 9)) == 1.0
 
 
 def test_guard_lets_a_dense_start_pass():
