@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nblib.files import ROOT, atomic_file
-from nblib.model.encoder import Pooling
-from nblib.model.head import activate
+from nblib.model.pooling import Pooling, activate
 
 DROPPED = (".debug_pkl", "/.data/serialization_id")  # both hold or hash this machine's source paths
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold

@@ -9,7 +9,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from nblib.backbones import load, load_tokenizer
 from nblib.files import read_json, write_json
 from nblib.idf import query_matrix
-from nblib.model.head import activate, max_logits, sum_weights
+from nblib.model.head import max_logits, sum_weights
+from nblib.model.padding import pad, trim
+from nblib.model.pooling import Pooling, activate
 
 CONFIG = "sparse_config.json"
 CPU_SLICE = 8  # documents of unlike length that go through the backbone together on a CPU
@@ -29,27 +31,6 @@ CPU_SLICE = 8  # documents of unlike length that go through the backbone togethe
 
 def _identity(hidden: Tensor) -> Tensor:
     return hidden
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """How the logits of a text's positions become weights; the names are those of sentence-transformers.
-
-    strategy: "max", or "sum" over the positions. activation: "relu" for log1p(relu(z)), "log1p_relu" for
-    log1p of that again. activation_threshold: weights below it are 0.
-    """
-
-    strategy: str = "max"
-    activation: str = "relu"
-    activation_threshold: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.strategy not in ("max", "sum"):
-            raise ValueError(f'pooling strategy {self.strategy!r}: want "max" or "sum"')
-        if self.activation not in ("relu", "log1p_relu"):
-            raise ValueError(f'activation {self.activation!r}: want "relu" or "log1p_relu"')
-        if not self.activation_threshold >= 0:
-            raise ValueError(f"activation_threshold {self.activation_threshold}: want 0 or more")
 
 
 class NeuralSparseEncoder(nn.Module):
@@ -331,21 +312,6 @@ class NeuralSparseEncoder(nn.Module):
         encoder.query_side = config.get("query_side", "idf")
         encoder.query_max_length = config.get("query_max_length", 0)
         return encoder
-
-
-def pad(ids: list[list[int]], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Pad id lists to the longest: returns input_ids and attention_mask, [B, L] int64 each."""
-    length = max(map(len, ids))
-    input_ids = torch.tensor([x + [pad_id] * (length - len(x)) for x in ids])
-    mask = torch.tensor([[1] * len(x) + [0] * (length - len(x)) for x in ids])
-    return input_ids.to(device), mask.to(device)
-
-
-def trim(input_ids: Tensor, attention_mask: Tensor, multiple: int = 0) -> tuple[Tensor, Tensor]:
-    """Cut the columns that no text of these rows needs, down to a multiple where the batch is that wide."""
-    width = int(attention_mask.sum(dim=1).max())
-    width += -width % max(multiple, 1)
-    return input_ids[:, :width], attention_mask[:, :width]
 
 
 def usable_positions(model: nn.Module) -> int:

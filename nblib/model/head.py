@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nblib.model.pooling import activate
+
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
 
 BLOCK = 1024  # terms per block on a CPU: the logits [T, 1024] of a usual batch stay in the cache
@@ -30,15 +32,6 @@ class Pairs(NamedTuple):
     rows: Tensor
     terms: Tensor
     tokens: Tensor  # index into T
-
-
-def activate(pooled: Tensor, activation: str) -> Tensor:
-    """Turn maximum logits into weights: log1p(relu(.)), and log1p once more for "log1p_relu".
-
-    Source: SPLADE-max (arXiv:2109.10086); the second log1p is that of OpenSearch's doc-v3 (arXiv:2504.14839).
-    """
-    weights = torch.log1p(torch.relu(pooled))
-    return torch.log1p(weights) if activation == "log1p_relu" else weights
 
 
 def sum_weights(packed: Tensor, lengths: list[int], weight: Tensor, bias: Tensor, activation: str) -> Tensor:

@@ -84,7 +84,7 @@ def ours(
         folder: for checkpoints and logs.
         make_teacher: prepares the ensemble on the rows' texts; its time counts.
     """
-    from nblib.train.trainer import train_sparse
+    from nblib.train.sparse import train_sparse
 
     start = time.perf_counter()
     teacher = make_teacher()

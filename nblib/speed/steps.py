@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from nblib.backbones import load_tokenizer
-from nblib.model.encoder import NeuralSparseEncoder, pad
+from nblib.model.encoder import NeuralSparseEncoder
+from nblib.model.padding import pad
 from nblib.precision import prefers_onednn, quick_fp32
 from nblib.speed import sides
 from nblib.speed.measure import (

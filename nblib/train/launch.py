@@ -18,7 +18,7 @@ from nblib.run.params import FinetuneParams
 from nblib.train import pipeline
 from nblib.train.config import TrainConfig
 from nblib.train.data import TrainingSet
-from nblib.train.trainer import check_settings, plan_batches, train_sparse
+from nblib.train.sparse import check_settings, plan_batches, train_sparse
 
 
 def finetune(params: FinetuneParams, encoder: NeuralSparseEncoder, data: TrainingSet, idf) -> Path:

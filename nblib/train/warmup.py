@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 from nblib.distributed import start
-from nblib.model.encoder import NeuralSparseEncoder, pad
+from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.head import max_logits
+from nblib.model.padding import pad
 from nblib.precision import choose_kernels, quick_fp32, resolve_precision
 from nblib.train.callbacks import JsonlLog, LiveLine, check_finite
 from nblib.train.checkpoints import run_or_resume

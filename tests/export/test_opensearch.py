@@ -13,7 +13,7 @@ from nblib.export.opensearch import export_opensearch, token_strings
 from nblib.export.sentence_transformers import export_sentence_transformers
 from nblib.export.verify import row_diff, verify_opensearch, verify_sentence_transformers
 from nblib.files import ROOT, read_json, sha256_file
-from nblib.model.encoder import pad
+from nblib.model.padding import pad
 
 
 def test_reloaded_in_a_fresh_process_they_equal_ours(tiny):

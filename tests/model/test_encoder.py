@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nblib.backbones import EMBEDDED, make_tiny_bert
-from nblib.model.encoder import NeuralSparseEncoder, _head_keys, pad, trim, usable_positions
+from nblib.model.encoder import NeuralSparseEncoder, _head_keys, usable_positions
+from nblib.model.padding import pad, trim
 
 TEXTS = ["a cat sat on a mat", "dogs chase cats", "the weather in seoul is fine today, bring no umbrella"]
 

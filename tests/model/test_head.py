@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nblib.model import head
+from nblib.model.pooling import activate
 
 B, H, V = 4, 16, 300
 
@@ -60,7 +61,7 @@ def test_gradcheck_through_the_activation(way, activation, monkeypatch):
     packed, lengths, weight, bias = inputs(6.0)
 
     def reps(p, w, b):
-        return head.activate(head.max_logits(p, lengths, w, b, screen), activation)
+        return activate(head.max_logits(p, lengths, w, b, screen), activation)
 
     assert torch.autograd.gradcheck(reps, (packed, weight, bias), eps=1e-6, atol=1e-5)
 
@@ -93,7 +94,7 @@ def test_sum_pooling_equals_its_definition(activation, monkeypatch):
     monkeypatch.setattr(head, "BLOCK", 64)
     packed, lengths, weight, bias = inputs(3.0)
     got = head.sum_weights(packed, lengths, weight, bias, activation)
-    each = head.activate(packed @ weight.T + bias, activation)
+    each = activate(packed @ weight.T + bias, activation)
     want = torch.stack([part.sum(dim=0) for part in each.split(lengths)])
     assert torch.allclose(got, want, atol=1e-12)
     upstream = torch.rand_like(got)
@@ -106,8 +107,8 @@ def test_sum_pooling_equals_its_definition(activation, monkeypatch):
 def test_activations_by_hand():
     e = torch.e
     pooled = torch.tensor([-2.0, 0.0, e - 1, e**2 - 1])
-    assert head.activate(pooled, "relu").tolist() == pytest.approx([0, 0, 1, 2])
-    assert head.activate(pooled, "log1p_relu").tolist() == pytest.approx([0, 0, 0.693147, 1.098612])
+    assert activate(pooled, "relu").tolist() == pytest.approx([0, 0, 1, 2])
+    assert activate(pooled, "log1p_relu").tolist() == pytest.approx([0, 0, 0.693147, 1.098612])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

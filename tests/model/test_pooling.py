@@ -7,7 +7,9 @@ from nblib.export.opensearch import export_opensearch
 from nblib.export.sentence_transformers import export_sentence_transformers
 from nblib.export.verify import verify_opensearch, verify_sentence_transformers
 from nblib.idf import compute_idf_weights, load_idf
-from nblib.model.encoder import NeuralSparseEncoder, Pooling, pad
+from nblib.model.encoder import NeuralSparseEncoder
+from nblib.model.padding import pad
+from nblib.model.pooling import Pooling
 from nblib.model.retriever import SparseRetriever
 
 KINDS = [Pooling("max", "log1p_relu"), Pooling("sum", "relu"), Pooling("sum", "log1p_relu", 0.1)]

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nblib.model.encoder import NeuralSparseEncoder, pad
+from nblib.model.encoder import NeuralSparseEncoder
+from nblib.model.padding import pad
 from nblib.speed import encode, measure, parts, quality, sides, steps
 
 

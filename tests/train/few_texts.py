@@ -9,7 +9,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from nblib.distributed import rank, start, stop, world_size
-from nblib.model.encoder import NeuralSparseEncoder, pad
+from nblib.model.encoder import NeuralSparseEncoder
+from nblib.model.padding import pad
 from nblib.model.retriever import SparseRetriever
 from nblib.objective import LossWeights, SparseLoss
 

@@ -15,7 +15,7 @@ from nblib.idf import compute_idf_weights
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.teachers import EnsembleTeacher
 from nblib.train.data import load_training_set
-from nblib.train.trainer import train_sparse
+from nblib.train.sparse import train_sparse
 from tests.train.small_run import CONFIG
 
 EVERY_TERM = replace(

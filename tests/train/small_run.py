@@ -17,7 +17,7 @@ from nblib.model.encoder import NeuralSparseEncoder
 from nblib.teachers import EnsembleTeacher
 from nblib.train.config import TrainConfig
 from nblib.train.data import load_training_set
-from nblib.train.trainer import train_sparse
+from nblib.train.sparse import train_sparse
 
 CONFIG = TrainConfig(
     num_steps=8,

@@ -13,14 +13,15 @@ from nblib.data.difficulty import CLASSES
 from nblib.experiment import load_eval_set
 from nblib.files import read_json
 from nblib.idf import compute_idf_weights, load_idf
-from nblib.model.encoder import NeuralSparseEncoder, pad
+from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.lora import add_lora
+from nblib.model.padding import pad
 from nblib.objective import SparseLoss
 from nblib.train.callbacks import read_log
 from nblib.train.collator import Collator
 from nblib.train.data import load_training_set
 from nblib.train.dev import DevSearch, contrastive_loss
-from nblib.train.trainer import train_sparse
+from nblib.train.sparse import train_sparse
 from tests.train.small_run import CONFIG
 
 SMALL = replace(CONFIG, num_steps=3, save_steps=10, lambda_ramp_steps=0, guard_steps=50)
@@ -294,7 +295,7 @@ def test_siamese_queries_carry_a_penalty_of_their_own(tiny_backbone, data, tmp_p
 
 
 def test_long_siamese_queries_are_cut_at_the_encoders_length(tiny_backbone, data):
-    from nblib.train.trainer import make_collator
+    from nblib.train.sparse import make_collator
 
     encoder = NeuralSparseEncoder(str(tiny_backbone), max_length=6)
     assert max(len(ids) for ids in encoder.tokenizer(data.queries)["input_ids"]) > 6
@@ -349,7 +350,7 @@ def test_two_sets_and_a_curriculum_end_to_end(tiny_backbone, mined_set, tmp_path
             return plain(self, rows)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nblib.train.trainer.Collator", Spy)
+        patch.setattr("nblib.train.sparse.Collator", Spy)
         train(tiny_backbone, both, tmp_path, config)
     where = {str(row): i for i, row in enumerate(both.rows)}
     batches = [[where[str(row)] for row in rows] for rows in seen[:4]]

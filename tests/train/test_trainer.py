@@ -17,8 +17,9 @@ from nblib.train.collator import Collator
 from nblib.train.config import head_parameters, make_optimizer
 from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.schedule import ramp
+from nblib.train.sparse import plan_batches
 from nblib.train.step import train_step
-from nblib.train.trainer import plan_batches, term_overlap
+from nblib.train.trainer import term_overlap
 from tests.train.small_run import CONFIG
 
 
