@@ -37,8 +37,9 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leave the other processes, as a process must before it ends: its threads abort it otherwise."""
+    """Leave the other processes when all are done: one whose threads still wait is aborted as it ends."""
     if dist.is_available() and dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -133,7 +133,7 @@ def test_several_sets_and_a_curriculum(steps, tmp_path, mined_set):
     [
         ({"stop_tokens": ["zyxw"]}, "no tokens of this vocabulary"),
         ({"stages": [{"epoch": [1, 2], "difficulty": "easy"}]}, "must begin at 0"),
-        ({"pad_to_multiple_of": 300}, "divides the positions"),
+        ({"pad_to_multiple_of": 600}, "divides the positions"),
         ({"query_side": "siamese", "query_max_length": 2000}, "lower query_max_length"),
         ({"batch_size": 100}, "larger than the .* training rows"),
     ],
