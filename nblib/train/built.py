@@ -52,6 +52,12 @@ class BuiltSet:
 
 
 def open_folder(folder: Path, lazy: bool) -> BuiltSet:
+    """Read a BEIR folder with a train split; `lazy` leaves the texts in their files.
+
+    Raises:
+        FileNotFoundError: no train split. DataError, ValueError: a line or an id that cannot be used, or a
+            compressed file where `lazy` needs a plain one.
+    """
     if lazy:
         doc_keys, documents = index_jsonl(_plain(folder / "corpus.jsonl"), _document)
         query_keys, queries = index_jsonl(_plain(folder / "queries.jsonl"), _query)

@@ -126,8 +126,7 @@ class SparseTrainer(EncoderTrainer):
         self.terms |= {
             "lambda": self.loss_fn.weights.flops * share,
             "q_nnz": _mean_terms(q_reps),
-            "d_nnz": _mean_terms_of_all(d_reps),
-            "overlap": term_overlap(d_reps.detach()),
+            **document_terms(d_reps.detach()),
         }
         self.seen += len(inputs["input_ids"])
         return (terms["loss"], d_reps) if return_outputs else terms["loss"]
@@ -146,24 +145,18 @@ def _mean_terms(reps: Tensor) -> float:
     return float(reps.detach().count_nonzero(dim=1).float().mean())
 
 
-def _mean_terms_of_all(own: Tensor) -> float:
-    """Average over the documents of all processes, so that the guard stops all of them or none."""
-    counts = own.detach().count_nonzero(dim=1).float()
-    terms, documents = sum_over_processes(torch.stack([counts.sum(), counts.new_tensor(len(counts))]))
-    return float(terms / documents)
-
-
-def term_overlap(reps: Tensor) -> float:
-    """Say how alike the documents of all processes are: near 1 each pair holds the same terms.
+def document_terms(reps: Tensor) -> dict[str, float]:
+    """Count the terms of the documents of all processes, so that the guard stops all of them or none.
 
     Args:
         reps: [B, V] of this process.
 
     Returns:
-        Mean number of terms that two documents share over the mean number that one holds, 0..1; 0 where there
-        are not two documents, or none holds a term.
+        d_nnz: mean number of terms of a document. overlap: mean number that two of them share, over d_nnz;
+        0..1, near 1 all say the same; 0 where there are not two documents, or none holds a term.
     """
     held = sum_over_processes((reps > 0).sum(dim=0).float())  # [V] documents that hold each term
     n = float(sum_over_processes(reps.new_tensor(float(len(reps)))))
     terms = float(held.sum())
-    return float((held * (held - 1)).sum()) / (terms * (n - 1)) if n > 1 and terms else 0.0
+    shared = float((held * (held - 1)).sum()) / (terms * (n - 1)) if n > 1 and terms else 0.0
+    return {"d_nnz": terms / max(n, 1.0), "overlap": shared}

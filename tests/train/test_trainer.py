@@ -19,7 +19,7 @@ from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.schedule import ramp
 from nblib.train.sparse import plan_batches
 from nblib.train.step import train_step
-from nblib.train.trainer import term_overlap
+from nblib.train.trainer import document_terms
 from tests.train.small_run import CONFIG
 
 
@@ -144,9 +144,10 @@ def test_guard_sees_documents_that_all_say_the_same():
 def test_overlap_by_hand():
     reps = torch.tensor([[1.0, 2.0, 0.0, 0.0], [3.0, 0.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
     # three pairs share 1, 0 and 0 terms; three documents hold 2, 3 and 0
-    assert term_overlap(reps) == pytest.approx((1 / 3) / (5 / 3))
-    assert term_overlap(reps[:1]) == term_overlap(reps[:0]) == term_overlap(reps[2:]) == 0.0
-    assert term_overlap(torch.ones(4, 9)) == 1.0
+    assert document_terms(reps) == pytest.approx({"d_nnz": 5 / 3, "overlap": (1 / 3) / (5 / 3)})
+    assert document_terms(reps[:1]) == {"d_nnz": 2.0, "overlap": 0.0}
+    assert document_terms(reps[:0]) == document_terms(reps[2:]) == {"d_nnz": 0.0, "overlap": 0.0}
+    assert document_terms(torch.ones(4, 9)) == {"d_nnz": 9.0, "overlap": 1.0}
 
 
 def test_guard_lets_a_dense_start_pass():
