@@ -6,7 +6,8 @@ N documents, Q queries, V terms (of a vocabulary or of an index), H dimensions o
 import functools
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from scipy.sparse import csr_matrix, issparse
 
 from nblib.backbones import load_tokenizer
 from nblib.evaluate import sparse_cost
-from nblib.files import at_root, atomic_file, read_json, sha256_paths
+from nblib.files import at_root, atomic_file, sha256_paths
 from nblib.idf import load_idf, query_matrix, query_weights_file, token_matrix
 from nblib.run.progress import report
 from nblib.search.bm25 import Bm25
@@ -154,41 +155,22 @@ def learned_sparse(
     cache: Path,
     precision: str = "fp32",
 ) -> System:
-    """A NeuralSparseEncoder folder of 03 or 04: documents through the encoder, queries as IDF bags.
+    """A NeuralSparseEncoder folder of 03 or 04: documents through the encoder, queries as it was trained to.
 
-    A model that was trained with a siamese query side reads queries with the encoder, too. Queries are cut
-    where training cut them. precision: "fp32", or "bf16", whose weights differ in the third digit.
+    precision: "fp32", or "bf16", whose weights differ in the third digit.
     """
     tokenizer = load_tokenizer(str(folder))
     idf = load_idf(query_weights_file(idf_path, folder), tokenizer)
-    settings = read_json(Path(folder) / "sparse_config.json")
-    query_length = settings.get("query_max_length") or None
+    model = functools.cache(lambda: _load_sparse(folder, max_length, precision))  # once, and late
 
-    @functools.cache
-    def model():
-        import torch
-
-        from nblib.model.encoder import NeuralSparseEncoder
-        from nblib.precision import choose_kernels
-
-        encoder = NeuralSparseEncoder.load(folder, max_length)
-        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-        choose_kernels(encoder, precision)
-        return encoder
-
-    def encode(texts: list[str], label: str = "documents", length: int | None = None) -> Reps:
-        import torch
-
-        from nblib.precision import quick_fp32
-
-        kind, tick = model().device.type, lambda n: report(f"{name}: {label}", n, len(texts))
-        with quick_fp32(), torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-            return model().encode_documents(texts, batch_size, tick, length)
+    def encode(texts: list[str]) -> Reps:
+        tick = lambda n: report(f"{name}: documents", n, len(texts))  # noqa: E731
+        with _kernels(model(), precision):
+            return model().encode_documents(texts, batch_size, tick)
 
     def encode_queries(queries: list[str]) -> Reps:
-        if settings.get("query_side") == "siamese":
-            return encode(queries, "queries", query_length)
-        return query_matrix(queries, tokenizer, idf, query_length)
+        with _kernels(model(), precision):
+            return model().encode_queries(queries, idf, batch_size)
 
     def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
         version = [sha256_paths([folder]), str(max_length), precision]
@@ -196,6 +178,29 @@ def learned_sparse(
         return d_reps, encode_queries, seconds
 
     return System(name, index, tokenizer)
+
+
+def _load_sparse(folder: str | Path, max_length: int, precision: str) -> Any:
+    import torch
+
+    from nblib.model.encoder import NeuralSparseEncoder
+    from nblib.precision import choose_kernels
+
+    encoder = NeuralSparseEncoder.load(folder, max_length)
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+    choose_kernels(encoder, precision)
+    return encoder
+
+
+@contextmanager
+def _kernels(encoder: Any, precision: str) -> Iterator[None]:
+    """Multiply in this format, fp32 by the faster kernels of the machine, for the length of the block."""
+    import torch
+
+    from nblib.precision import quick_fp32
+
+    with quick_fp32(), torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
 
 
 def dense(teacher: str, max_length: int, batch_size: int, cache: Path) -> System:

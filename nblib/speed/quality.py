@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from nblib.idf import token_matrix
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.progress import report
 from nblib.speed.measure import row
@@ -231,8 +230,7 @@ def _copied(encoder, copy: NeuralSparseEncoder) -> NeuralSparseEncoder:
 
 
 def _measured(dev: DevSearch, encoder: NeuralSparseEncoder, idf: np.ndarray) -> dict[str, float]:
-    bags = token_matrix(dev.data.queries, encoder.tokenizer)
-    return dev.measure(encoder, bags.multiply(idf[None]).tocsr())
+    return dev.measure(encoder, encoder.encode_queries(dev.data.queries, idf))
 
 
 def summarise(curves: dict[str, list[dict]]) -> dict:
