@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from nblib.distributed import main_process_first, start, stop
+from nblib.distributed import leave, main_process_first, start
 from nblib.files import ROOT, at_root, write_text
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.params import FinetuneParams
@@ -81,7 +81,7 @@ def main(file: str) -> None:
     data = pipeline.open_training_set(params)
     encoder, idf = pipeline.pretrained_encoder(params)
     finetune(params.model_copy(update={"processes": 1}), encoder, data, idf)
-    stop()
+    leave()
 
 
 if __name__ == "__main__":

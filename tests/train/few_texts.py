@@ -8,7 +8,7 @@ import sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from nblib.distributed import rank, start, stop, world_size
+from nblib.distributed import leave, rank, start, world_size
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.padding import pad
 from nblib.model.retriever import SparseRetriever
@@ -34,7 +34,7 @@ def main(backbone: str, out: str) -> None:
     SparseLoss(idf, weights)(q_reps, d_reps, positives)["loss"].backward()
     if rank() == 0:
         torch.save({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None}, out)
-    stop()
+    leave()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from nblib.distributed import rank, stop
+from nblib.distributed import leave, rank
 from nblib.idf import compute_idf_weights
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.teachers import EnsembleTeacher
@@ -59,7 +59,7 @@ def main(backbone: str, folder: str, out: str, rows: str, accumulation: str, que
     )
     keep = KeepGradients(Path(out) / "gradients.pt")
     train_sparse(encoder, data, idf, config, Path(out), teacher, callbacks=[keep])
-    stop()
+    leave()
 
 
 if __name__ == "__main__":

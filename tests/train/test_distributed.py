@@ -14,7 +14,7 @@ from nblib.train.callbacks import read_log
 
 
 def launch(script, processes, *args):
-    """Run a script of this folder, under torchrun if there are several processes."""
+    """Run a script of this folder, under torchrun if there are several processes; return what it printed."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -22,6 +22,7 @@ def launch(script, processes, *args):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def step(backbone, folder, out, processes, rows, accumulation=1, query_side="idf"):
@@ -68,6 +69,13 @@ def test_fewer_texts_than_processes(tiny_backbone, tmp_path):
         launch("few_texts.py", processes, tiny_backbone, tmp_path / f"{processes}.pt")
     whole, part = torch.load(tmp_path / "1.pt"), torch.load(tmp_path / "3.pt")
     assert distance(part, whole) < 1e-5 and max(g.abs().max() for g in whole.values()) > 1e-3
+
+
+def test_processes_run_their_exit_handlers_and_are_not_torn_down():
+    """A gloo thread that asks for the interpreter's lock while it is torn down aborts its process."""
+    printed = launch("ending.py", 2)
+    assert printed.count("exit handler ran") == 2 and "torn down" not in printed
+    assert "torn down" in launch("ending.py", 1)
 
 
 def test_shares_cover_all_items_once():

@@ -250,7 +250,7 @@ def test_gradcache_goes_with_gradient_checkpointing(tiny_backbone, data):
         {"query_side": "binary"},
         {"gradient_accumulation_steps": 2, "lora_r": 2},
         {"num_cycles": 1.5, "lr_scheduler": "cosine", "max_grad_norm": 0.01},
-        {"early_stop_on": "loss", "eval_steps": 1, "patience": 1, "save_steps": 1},
+        {"early_stop_on": "loss", "eval_steps": 1, "patience": 3, "save_steps": 1},
     ],
 )
 def test_options_train_a_model_that_learns(tiny_backbone, data, mined_set, tmp_path, option):
