@@ -41,8 +41,8 @@ def start() -> None:
 def leave() -> None:
     """End this process, if it is one of several, when all of them are done.
 
-    Exit handlers run; the interpreter is not torn down: a thread of gloo may let go of its last tensor only then,
-    would ask for the interpreter's lock, and be aborted, and the finished run would count as failed.
+    Exit handlers run; the interpreter is not torn down: a thread of gloo that lets go of its last tensor only
+    then asks for the interpreter's lock and is aborted, and the finished run would count as failed.
     """
     if world_size() == 1:
         return

@@ -171,7 +171,9 @@ class NeuralSparseEncoder(nn.Module):
         """
         packed = self.hidden_states(input_ids, attention_mask)  # [T, H]
         lengths = attention_mask.sum(dim=1).tolist()
-        weight, bias = self.decoder.weight[: self.vocab_size], self.decoder_bias()[: self.vocab_size]
+        weight, bias = self.decoder.weight, self.decoder_bias()
+        if len(weight) > self.vocab_size:  # the gradient of a cut is a copy as large as the vocabulary
+            weight, bias = weight[: self.vocab_size], bias[: self.vocab_size]
         if self.pooling.strategy == "max":
             screen = self.screen and not torch.is_autocast_enabled(packed.device.type)
             top = max_logits(packed, lengths, weight, bias, screen)  # [T, H] -> [B, V]

@@ -158,11 +158,18 @@ class _PackedBlocks:
     def __init__(self, packed: Tensor, lengths: list[int]) -> None:
         self.packed, self.lengths = packed, lengths
         self.first = torch.tensor([0, *lengths[:-1]]).cumsum(0)  # [B] first token of each document
+        self.last = torch.tensor(lengths) - 1  # [B] position of each document's last token
+        self.position = torch.arange(max(lengths))
+        self.like = len(set(lengths)) == 1
 
     def multiply(self, weight: Tensor) -> None:
-        self.documents = (self.packed @ weight.T).split(self.lengths)
+        self.logits = self.documents = None  # freed before the next block is made: it takes the same place
+        self.logits = self.packed @ weight.T  # [T, block]
+        self.documents = self.logits.split(self.lengths)
 
     def max(self) -> Tensor:
+        if self.like:
+            return self.logits.unflatten(0, (len(self.lengths), -1)).amax(dim=1)
         return torch.stack([logits.amax(dim=0) for logits in self.documents])
 
     def max_and_token(self) -> tuple[Tensor, Tensor]:
@@ -181,9 +188,11 @@ class _PackedBlocks:
         return top, torch.stack(best) + self.first[:, None]
 
     def tokens(self, rows: Tensor, columns: Tensor) -> Tensor:
-        per_document = columns.split(torch.bincount(rows, minlength=len(self.lengths)).tolist())
-        best = [z[:, c].max(dim=0).indices for z, c in zip(self.documents, per_document, strict=True)]
-        return torch.cat(best) + self.first[rows]
+        """One gather of [P, longest]: positions past a document's end repeat its last one."""
+        place = self.first[rows, None] + self.position[: int(self.last.max()) + 1].minimum(
+            self.last[rows, None]
+        )
+        return self.first[rows] + self.logits[place, columns[:, None]].max(dim=1).indices
 
 
 class _PaddedBlocks:

@@ -24,6 +24,14 @@ from nblib.run.progress import clock, columns, line
 POLL_S = 0.5
 PLAIN_EVERY_S = 30.0
 GRACE_S = 8.0  # for the kernel to remove its temporary files after Ctrl-C
+ALLOCATOR = {
+    # glibc then keeps freed tensors instead of mapping fresh pages: 13 % off a CPU training step
+    "MALLOC_MMAP_THRESHOLD_": str(2**33),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    # With many arenas the heaps of forward and backward threads drift apart by gigabytes; with one the
+    # tokenizer's threads queue for it and run at less than half their speed.
+    "MALLOC_ARENA_MAX": "2",
+}
 
 
 @dataclass
@@ -111,12 +119,7 @@ def _papermill(notebook: Path, run_dir: Path, params: dict[str, Any], outcome: O
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PYTHONUNBUFFERED": "1",
         "TQDM_MININTERVAL": "30",  # one line per 30 s in the saved notebook
-        # glibc then keeps freed tensors instead of mapping fresh pages: 13 % off a CPU training step
-        "MALLOC_MMAP_THRESHOLD_": str(2**33),
-        "MALLOC_TRIM_THRESHOLD_": str(2**33),
-        # With many arenas the heaps of forward and backward threads drift apart by gigabytes; with one the
-        # tokenizer's threads queue for it and run at less than half their speed.
-        "MALLOC_ARENA_MAX": "2",
+        **ALLOCATOR,
         "TOKENIZERS_PARALLELISM": "true",  # all cores; the notebooks start no worker processes that fork
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "JUPYTER_PREFER_ENV_PATH": "1",  # this Python's kernel, not one of the same name in the home folder

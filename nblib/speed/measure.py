@@ -4,8 +4,10 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +32,85 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warmups: i
             if turn >= warmups:
                 times[name].append(time.perf_counter() - start)
     return {name: median(values) for name, values in times.items()}
+
+
+def processes_in_turn(
+    module: str,
+    jobs: Mapping[str, tuple[dict[str, Any], Mapping[str, str]]],
+    repeats: int,
+    warmups: int = 2,
+) -> dict[str, float]:
+    """Time processes that take turns, as `interleaved` does with callables: median seconds each.
+
+    For sides that live on large tensors: in one process, what one of them has left in memory makes the next
+    one faster or slower. Each process runs `python -m module`, see answer_in_turn.
+
+    Args:
+        module: reads its job, prepares itself and calls answer_in_turn.
+        jobs: for each side its job and its environment.
+        repeats, warmups: turns that count, and turns before them.
+
+    Raises:
+        RuntimeError: a process died; with what it said last.
+    """
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    with ExitStack() as stack:
+        ask = {}
+        for name, (
+            job,
+            environment,
+        ) in jobs.items():  # in turn: they measure kernels as they start
+            ask[name] = stack.enter_context(_Asked.started(module, name, environment))
+            ask[name](json.dumps(job))
+        for turn in range(warmups + repeats):
+            for name in jobs:
+                seconds = float(ask[name](""))
+                if turn >= warmups:
+                    times[name].append(seconds)
+    return {name: median(values) for name, values in times.items()}
+
+
+class _Asked:
+    """A process that answers each line with a line."""
+
+    def __init__(self, name: str, process: subprocess.Popen, said: Any) -> None:
+        self.name, self.process, self.said = name, process, said
+
+    @classmethod
+    @contextmanager
+    def started(cls, module: str, name: str, environment: Mapping[str, str]):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with tempfile.TemporaryFile("w+") as said:
+            command = [sys.executable, "-m", module]
+            process = subprocess.Popen(command, cwd=ROOT, env=dict(environment), stderr=said, **pipes)
+            try:
+                yield cls(name, process, said)
+            finally:
+                process.kill()
+                process.wait()
+                process.stdin.close()
+                process.stdout.close()
+
+    def __call__(self, question: str) -> str:
+        try:
+            print(question, file=self.process.stdin, flush=True)
+            answer = self.process.stdout.readline().strip()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self.said.seek(0)
+            last = self.said.read().strip().splitlines()[-5:] or [f"exit code {self.process.wait()}"]
+            raise RuntimeError(f"{self.name}: " + "\n".join(last))
+        return answer
+
+
+def answer_in_turn(step: Callable[[], Any]) -> None:
+    """Be the process of processes_in_turn, its job read: run one step for each line, answer its seconds."""
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(time.perf_counter() - start, flush=True)
 
 
 def peak_gib() -> float:

@@ -1,9 +1,10 @@
 """One training step, ours against the peer's: seconds in two regimes, memory of the head, a large vocabulary.
 
-`python -m nblib.speed.steps` measures the peak memory of one step in a process of its own.
+`python -m nblib.speed.steps` is the process of one side: it runs steps when asked to, or one for its peak.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,15 +20,17 @@ from nblib.backbones import load_tokenizer
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.padding import pad
 from nblib.precision import prefers_onednn, quick_fp32
+from nblib.run.kernel import ALLOCATOR
 from nblib.speed import sides
 from nblib.speed.measure import (
+    answer_in_turn,
     autocast,
     in_fresh_process,
-    interleaved,
     least_head_gib,
     least_seconds,
     least_training_gib,
     peak_gib,
+    processes_in_turn,
     row,
     trainable,
 )
@@ -46,7 +49,7 @@ def step_rows(
     dtype: str,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """Time a training step (forward, loss, backward, AdamW) in both regimes.
+    """Time a training step (forward, loss, backward, AdamW) in both regimes, each side in its own process.
 
     Args:
         model: folder of the warmed-up encoder; its bias is shifted to the regimes' active terms.
@@ -60,26 +63,19 @@ def step_rows(
     rows = []
     for regime, active in REGIMES.items():
         shifted = shifted_model(model, texts, folder / regime, active)
+        encoder = sides.ours(shifted, length, dtype)
         for size in sizes:
-            batch = full_batch(shifted, texts, size, length)
-            encoder = sides.ours(shifted, length, dtype)
-            named: dict[str, nn.Module] = {
-                sides.PEER: sides.Peer(shifted),
-                f"{sides.PEER}, chunk_size 32": sides.Peer(shifted, 32),
-                f"{sides.PEER}, our attention and matrix kernels": sides.Peer(shifted, None, eager=True),
-                "definition": sides.Plain(shifted),
-            }
-            steps = {"ours": partial(one_step, encoder, adamw(encoder, True), batch, dtype, True)}
-            for name, module in named.items():
-                tuned = "our" in name
-                steps[name] = partial(one_step, module, adamw(module, tuned), batch, dtype, tuned)
-            seconds = interleaved(steps, repeats)
+            batch = folder / f"{regime}_{size}.pt"
+            torch.save(full_batch(shifted, texts, size, length), batch)
+            job = {"model": str(shifted), "length": length, "dtype": dtype, "batch": str(batch)}
+            seconds = processes_in_turn(
+                __name__, {name: (job | side, env) for name, (side, env) in _contestants().items()}, repeats
+            )
             limit = least_seconds(encoder, size * length, length, dtype, trains=True)
-            setting = f"{regime}, {size} x {length}"
             rows += [
                 row(
                     "train_step",
-                    setting,
+                    f"{regime}, {size} x {length}",
                     dtype,
                     seconds["ours"],
                     seconds[name],
@@ -88,9 +84,31 @@ def step_rows(
                     less_is_better=True,
                     limit=limit,
                 )
-                for name in named
+                for name in seconds
+                if name != "ours"
             ]
     return rows
+
+
+def _contestants() -> dict[str, tuple[dict[str, Any], dict[str, str]]]:
+    """Give each side of a step its job and its environment.
+
+    Ours runs in the memory settings that our runner gives every notebook; the peer and the definition in
+    glibc's own, as a script of their users does, and the peer once more in ours.
+    """
+    plain = {key: value for key, value in os.environ.items() if key not in ALLOCATOR}
+    peer = {"side": "peer"}
+    return {
+        "ours": ({"side": "ours"}, plain | ALLOCATOR),
+        sides.PEER: (peer, plain),
+        f"{sides.PEER}, chunk_size 32": (peer | {"chunk_size": 32}, plain),
+        f"{sides.PEER}, our memory settings": (peer, plain | ALLOCATOR),
+        f"{sides.PEER}, our memory settings, attention and matrix kernels": (
+            peer | {"eager": True},
+            plain | ALLOCATOR,
+        ),
+        "definition": ({"side": "definition"}, plain),
+    }
 
 
 def shifted_model(model: Path, texts: Sequence[str], folder: Path, active: int) -> Path:
@@ -248,34 +266,44 @@ def big_backbone(folder: Path, vocabulary: int, length: int) -> Path:
 
 
 def main() -> None:
-    """Run one step of one side and print {"peak_gib", "seconds", "parameters"}.
+    """Read a job, a JSON line, and run steps of one side.
 
-    "eager" in the job says which attention the side takes, and that it takes our matrix kernels; without it
-    the peer runs as it is shipped.
+    With "batch" (a file of ids and mask) it times a step whenever asked to, see answer_in_turn. Without one
+    it runs a single step on random ids and prints {"peak_gib", "seconds", "parameters"}. "eager" in the job
+    says which attention the side takes, and that it takes our matrix kernels and fused AdamW; without it the
+    peer runs as it is shipped.
     """
+    job = json.loads(sys.stdin.readline())
+    tuned = job["side"] == "ours" or "eager" in job
+    if "batch" in job:
+        module = _side(job)
+        step = (module, adamw(module, tuned), torch.load(job["batch"]), job["dtype"], tuned)
+        return answer_in_turn(partial(one_step, *step))
+
     import sentence_transformers  # noqa: F401  its code takes memory: on every side, so that it goes away
 
-    job = json.load(sys.stdin)
     generator = torch.Generator().manual_seed(0)
     vocabulary = len(load_tokenizer(job["model"]))
     ids = torch.randint(1000, vocabulary - 1, (job["size"], job["length"]), generator=generator)
-    module = _side(job["side"], job["model"], job["length"], job.get("eager"))
+    module = _side(job | {"dtype": "fp32"})
     optimizer = adamw(module, True)
     start = time.perf_counter()
-    tuned = job["side"] != "peer" or "eager" in job
-    one_step(module, optimizer, (ids, torch.ones_like(ids)), "fp32", tuned)
+    one_step(module, optimizer, (ids, torch.ones_like(ids)), "fp32", tuned or job["side"] != "peer")
     found = {"peak_gib": peak_gib(), "seconds": time.perf_counter() - start}
     print(json.dumps(found | {"parameters": trainable(module)}))
 
 
-def _side(name: str, model: str, length: int, eager: bool | None) -> nn.Module:
+def _side(job: dict[str, Any]) -> nn.Module:
     """Load one side; nothing else may hold its weights, or the peak would count them twice."""
-    if name == "peer":
-        return sides.Peer(model, eager=bool(eager))
-    encoder = sides.ours(model, length, "fp32")
+    eager = job.get("eager")
+    if job["side"] == "peer":
+        return sides.Peer(job["model"], job.get("chunk_size"), eager=bool(eager))
+    if job["side"] == "definition":
+        return sides.Plain(job["model"])
+    encoder = sides.ours(job["model"], job["length"], job["dtype"])
     if eager is not None:
         encoder.mlm.set_attn_implementation("eager" if eager else "sdpa")
-    return encoder if name == "ours" else BackboneOnly(encoder)
+    return encoder if job["side"] == "ours" else BackboneOnly(encoder)
 
 
 if __name__ == "__main__":

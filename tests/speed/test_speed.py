@@ -1,6 +1,7 @@
 """The speed rows on a two-layer model: they must be measured right; how fast they are is not asserted."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,15 +69,37 @@ def test_a_process_that_dies_is_told():
     assert "failed" in measure.in_fresh_process("nblib.speed.encode", nothing=1)
 
 
-def test_step_rows_cover_both_regimes_and_every_peer(model, english_texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "REGIMES", {"sparse": 20, "dense": 500})
-    rows = steps.step_rows(model, english_texts, tmp_path, [2], 16, "fp32", 1)
-    assert len(rows) == 8 and len({row["peer_name"] for row in rows}) == 4
+def test_step_rows_cover_every_peer(model, english_texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "REGIMES", {"dense": 500})
+    rows = steps.step_rows(model, english_texts, tmp_path, [2], 16, "bf16", 1)
+    assert len(rows) == len({row["peer_name"] for row in rows}) == 5
     assert all(row["ours"] > 0 and row["ratio"] == row["peer"] / row["ours"] for row in rows)
-    for regime, active in steps.REGIMES.items():
-        encoder = NeuralSparseEncoder.load(tmp_path / regime)
-        terms = encoder.encode_documents(english_texts[:32]).getnnz(axis=1).mean()
-        assert terms == pytest.approx(active, rel=0.05)
+
+
+@pytest.mark.parametrize("active", [20, 500])
+def test_a_shifted_model_holds_so_many_terms(model, english_texts, tmp_path, active):
+    encoder = NeuralSparseEncoder.load(steps.shifted_model(model, english_texts, tmp_path, active))
+    terms = encoder.encode_documents(english_texts[:32]).getnnz(axis=1).mean()
+    assert terms == pytest.approx(active, rel=0.05)
+
+
+def test_only_sides_said_to_have_them_run_in_our_memory_settings(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # as in a notebook that our runner started
+    contestants = steps._contestants()
+    ours = {name for name, (_, env) in contestants.items() if env.get("MALLOC_ARENA_MAX") == "2"}
+    assert ours == {name for name in contestants if "our memory settings" in name} | {"ours"}
+    assert all(env["PATH"] for _, env in contestants.values())
+
+
+def test_processes_take_turns_and_a_dead_one_is_told(model, english_texts, tmp_path):
+    torch.save(steps.full_batch(model, english_texts, 2, 16), tmp_path / "batch.pt")
+    job = {"side": "ours", "model": str(model), "length": 16, "dtype": "fp32"}
+    job["batch"] = str(tmp_path / "batch.pt")
+    found = measure.processes_in_turn("nblib.speed.steps", {"a": (job, os.environ)}, 2)
+    assert 0 < found["a"] < 60
+    with pytest.raises(RuntimeError, match="(?s)^b: .*no/such"):
+        jobs = {"b": (job | {"model": "no/such"}, os.environ)}
+        measure.processes_in_turn("nblib.speed.steps", jobs, 1)
 
 
 def test_encode_and_idf_rows(model, english_texts):
