@@ -8,6 +8,7 @@ from typing import Any
 from nblib.files import ROOT, atomic_folder, read_json, write_json, write_text
 from nblib.run.layers import BadRequest
 from nblib.run.progress import clock
+from nblib.speed.rows import strongest
 
 COLUMNS = {
     "system": "system",
@@ -96,14 +97,10 @@ def speed_block(rows: list[dict[str, Any]]) -> str:
     head = ["what", "setting", "ours", "peer", "unit", "ratio"]
     head += ["ratio with our settings and kernels at the peer", "ours of the machine's limit"]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for key in dict.fromkeys((row["row"], row["regime"], row["dtype"]) for row in rows):
-        same = [row for row in rows if (row["row"], row["regime"], row["dtype"]) == key]
-        tuned = [row for row in same if ", our " in row["peer_name"]]
-        shipped = min((row for row in same if row not in tuned), key=lambda row: row["ratio"] or 0)
-        name, regime, dtype = key
+    for (name, regime, dtype), (shipped, tuned) in strongest(rows).items():
         cells = [name.replace("_", " "), f"{regime} {dtype}".strip(), _three(shipped["ours"])]
         cells += [_three(shipped["peer"]), shipped["unit"], _three(shipped["ratio"])]
-        cells.append(_three(min(row["ratio"] for row in tuned)) if tuned else "")
+        cells.append(_three(tuned["ratio"]) if tuned else "")
         cells.append(f"{shipped['share']:.0%}" if shipped.get("share") else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])

@@ -5,26 +5,31 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nblib.speed.rows import strongest
+
 Rows = list[dict[str, Any]]
 
 
 def ratios(ax: Axes, rows: Rows) -> Axes:
-    """Draw how many times better ours is, one bar a row, against the best peer of each setting."""
-    best: dict[tuple, dict] = {}
-    for row in rows:
-        if row["ratio"] is None or row["row"] == "quality_minutes":
-            continue
-        key = (row["row"], row["regime"], row["dtype"])
-        if key not in best or row["ratio"] < best[key]["ratio"]:
-            best[key] = row
-    names = [" ".join(filter(None, (name.replace("_", " "), regime, dtype))) for name, regime, dtype in best]
-    values = [row["ratio"] for row in best.values()]
-    bars = ax.barh(range(len(names)), values, color="#4477aa")
+    """Draw how many times better ours is, one line a row, against the strongest peer."""
+    lines = [
+        (" ".join(filter(None, (name.replace("_", " "), regime, dtype))), shipped["ratio"], tuned)
+        for (name, regime, dtype), (shipped, tuned) in strongest(rows).items()
+        if shipped["ratio"] is not None and name != "quality_minutes"
+    ]
+    values = [ratio for _, ratio, _ in lines]
+    bars = ax.barh(range(len(lines)), values, color="#4477aa", label="peer as shipped")
     ax.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
-    ax.set_yticks(range(len(names)), names)
+    lent = [(y, tuned["ratio"]) for y, (_, _, tuned) in enumerate(lines) if tuned and tuned["ratio"]]
+    if lent:
+        places, ratios = zip(*lent, strict=True)
+        label = "peer with our settings and kernels"
+        ax.plot(ratios, places, "D", color="#ccbb44", markeredgecolor="black", label=label)
+        ax.legend(loc="lower right")
+    ax.set_yticks(range(len(lines)), [name for name, _, _ in lines])
     ax.invert_yaxis()
     ax.axvline(1, color="black", linewidth=1)
-    ax.set(xscale="log", xlabel="times as fast, or as small, as the best peer setting (log scale)")
+    ax.set(xscale="log", xlabel="times as fast, or as small, as the strongest peer (log scale)")
     ax.set_xlim(0.5, max([2.0, *values]) * 1.6)
     ax.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
     ax.set_title("Ours against the peer; right of 1 is better")

@@ -136,33 +136,6 @@ def in_fresh_process(module: str, **job: Any) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def row(
-    name: str,
-    regime: str,
-    dtype: str,
-    ours: float | None,
-    peer: float | None,
-    peer_name: str,
-    unit: str,
-    *,
-    less_is_better: bool,
-    limit: float | None = None,
-    **more: Any,
-) -> dict[str, Any]:
-    """Build a row of the speed table: ratio > 1 means ours is better, limit is what the machine allows.
-
-    share: how near ours is to the limit, 1 at it. Ratio and share are None where a side gave nothing: it
-    failed, or its memory drowned in that of the backbone.
-    """
-
-    def times_better(value: float | None, other: float | None) -> float | None:
-        return None if not value or not other else other / value if less_is_better else value / other
-
-    facts = {"row": name, "regime": regime, "dtype": dtype, "ours": ours, "peer": peer}
-    facts |= {"peer_name": peer_name, "unit": unit, "ratio": times_better(ours, peer)}
-    return facts | {"limit": limit, "share": times_better(ours, limit), **more}
-
-
 def backbone_flops(encoder: NeuralSparseEncoder, tokens: int, length: int) -> float:
     """Count the multiplications and additions of the backbone's forward pass: linear layers and attention."""
     linear = sum(

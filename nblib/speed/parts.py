@@ -30,7 +30,7 @@ def run_part(name: str, params, folder: Path) -> Rows:
         folder: artifacts of the run; <name>.json keeps the part's rows.
 
     Returns:
-        Rows as nblib.speed.measure.row builds them.
+        Rows as nblib.speed.rows.row builds them.
     """
     file = folder / f"{name}.json"
     if not file.exists():

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.progress import report
-from nblib.speed.measure import row
+from nblib.speed.rows import row
 from nblib.train.config import TrainConfig
 from nblib.train.data import TrainingSet
 from nblib.train.dev import DevSearch

@@ -31,9 +31,9 @@ from nblib.speed.measure import (
     least_training_gib,
     peak_gib,
     processes_in_turn,
-    row,
     trainable,
 )
+from nblib.speed.rows import row
 from nblib.train.warmup import shift_bias
 
 REGIMES = {"sparse": 200, "dense": 29_800}  # active terms per document

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.speed import figures, measure, parts
+from nblib.speed.rows import row as speed_row
 
 
 @pytest.fixture
@@ -49,13 +50,13 @@ def test_least_memory_by_hand():
 
 def test_a_side_without_a_figure_has_no_ratio():
     for ours, peer in ((None, 2.0), (2.0, None), (0.0, 2.0)):
-        assert measure.row("x", "", "", ours, peer, "peer", "GiB", less_is_better=True)["ratio"] is None
+        assert speed_row("x", "", "", ours, peer, "peer", "GiB", less_is_better=True)["ratio"] is None
 
 
 def test_share_of_the_limit_by_hand():
     def share(unit, ours, limit):
         less = not unit.startswith("documents")
-        row = measure.row("x", "", "", ours, 1.0, "peer", unit, less_is_better=less, limit=limit)
+        row = speed_row("x", "", "", ours, 1.0, "peer", unit, less_is_better=less, limit=limit)
         return parts.table([row])["share of the machine's limit"][0]
 
     assert share("s", 4.0, 1.0) == share("GiB", 2.0, 0.5) == "25%"
@@ -63,13 +64,16 @@ def test_share_of_the_limit_by_hand():
     assert share("s", 4.0, None) == share("GiB", None, 4.0) == share("GiB", 0.0, 4.0) == ""
 
 
-def test_ratios_are_drawn_against_the_best_peer():
-    def row(name, ours, peer, unit="s"):
-        return measure.row(name, "", "", ours, peer, "peer", unit, less_is_better=True, limit=1.0)
+def test_ratios_are_drawn_against_the_strongest_peer():
+    def row(name, ours, peer, unit="s", peer_name="peer"):
+        return speed_row(name, "", "", ours, peer, peer_name, unit, less_is_better=True, limit=1.0)
 
-    rows = [row("step", 2.0, 8.0), row("step", 2.0, 6.0)]
+    rows = [row("step", 2.0, 8.0), row("step", 2.0, 6.0), row("step", 2.0, 7.0)]
+    rows += [row("step", 2.0, peer, peer_name=f"peer, our {peer}") for peer in (5.0, 4.0, 5.0)]
     rows += [row("memory", 1.0, 5.0, "GiB"), row("big", None, 1.0)]
     ax = figures.ratios(Figure().subplots(), rows)
     assert [bar.get_width() for bar in ax.patches] == [3.0, 5.0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["step", "memory"]
+    (lent,) = (line for line in ax.lines if line.get_marker() == "D")
+    assert list(lent.get_xdata()) == [2.0] and list(lent.get_ydata()) == [0]
     assert all(map(math.isfinite, ax.get_xlim()))
