@@ -127,13 +127,14 @@ class SparseLoss(nn.Module):
             ValueError: a term lacks its input, or none is left.
         """
         with torch.autocast(d_reps.device.type, enabled=False):
-            d_reps = d_reps.float()
+            dtype = torch.promote_types(torch.promote_types(q_reps.dtype, d_reps.dtype), torch.float32)
+            q_reps, d_reps = q_reps.to(dtype), d_reps.to(dtype)
             terms = self._ranking_terms(_scores(q_reps, d_reps), positives, teacher)
             if self.weights.lexical:
                 terms["lexical"] = lexical_loss(d_reps, _given(lexical, "lexical"), self.idf)
             terms |= self._penalties(d_reps)
             if self.weights.query_flops:  # every process holds all queries
-                terms["query_flops"] = regularizers.flops(q_reps.float().mean(dim=0))
+                terms["query_flops"] = regularizers.flops(q_reps.mean(dim=0))
         strength = {name: getattr(self.weights, name) for name in terms}
         parts = [w * terms[n] * (share if n in RAMPED else 1.0) for n, w in strength.items() if w]
         if not parts:
@@ -171,7 +172,7 @@ class SparseLoss(nn.Module):
 
 def _scores(q_reps: Tensor, d_reps: Tensor) -> Tensor:
     """Score all queries against the documents of all processes: [Q, V], [D_own, V] -> [Q, D]."""
-    return gather_columns(q_reps.float() @ d_reps.float().T)
+    return gather_columns(q_reps @ d_reps.T)
 
 
 def _given(value: Tensor | None, term: str) -> Tensor:

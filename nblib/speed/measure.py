@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,7 +46,7 @@ def processes_in_turn(
     one faster or slower. Each process runs `python -m module`, see answer_in_turn.
 
     Args:
-        module: reads its job, prepares itself and calls answer_in_turn.
+        module: loads its code and prints a line, reads its job, and calls answer_in_turn.
         jobs: for each side its job and its environment.
         repeats, warmups: turns that count, and turns before them.
 
@@ -55,12 +55,13 @@ def processes_in_turn(
     """
     times: dict[str, list[float]] = {name: [] for name in jobs}
     with ExitStack() as stack:
-        ask = {}
-        for name, (
-            job,
-            environment,
-        ) in jobs.items():  # in turn: they measure kernels as they start
-            ask[name] = stack.enter_context(_Asked.started(module, name, environment))
+        ask = {
+            name: stack.enter_context(_Asked.started(module, name, environment))
+            for name, (_, environment) in jobs.items()
+        }
+        for side in ask.values():  # all load their code, together, before one measures its kernels
+            side.answer()
+        for name, (job, _) in jobs.items():
             ask[name](json.dumps(job))
         for turn in range(warmups + repeats):
             for name in jobs:
@@ -92,11 +93,13 @@ class _Asked:
                 process.stdout.close()
 
     def __call__(self, question: str) -> str:
-        try:
+        with suppress(BrokenPipeError):  # the process is dead, and has no answer
             print(question, file=self.process.stdin, flush=True)
-            answer = self.process.stdout.readline().strip()
-        except BrokenPipeError:
-            answer = ""
+        return self.answer()
+
+    def answer(self) -> str:
+        """Wait for its next line."""
+        answer = self.process.stdout.readline().strip()
         if not answer:
             self.said.seek(0)
             last = self.said.read().strip().splitlines()[-5:] or [f"exit code {self.process.wait()}"]

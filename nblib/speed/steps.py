@@ -273,14 +273,15 @@ def main() -> None:
     says which attention the side takes, and that it takes our matrix kernels and fused AdamW; without it the
     peer runs as it is shipped.
     """
+    import sentence_transformers  # noqa: F401  its code takes memory: on every side, so that it goes away
+
+    print("code loaded", flush=True)
     job = json.loads(sys.stdin.readline())
     tuned = job["side"] == "ours" or "eager" in job
     if "batch" in job:
         module = _side(job)
         step = (module, adamw(module, tuned), torch.load(job["batch"]), job["dtype"], tuned)
         return answer_in_turn(partial(one_step, *step))
-
-    import sentence_transformers  # noqa: F401  its code takes memory: on every side, so that it goes away
 
     generator = torch.Generator().manual_seed(0)
     vocabulary = len(load_tokenizer(job["model"]))

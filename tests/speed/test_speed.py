@@ -70,13 +70,6 @@ def test_a_process_that_dies_is_told():
     assert "failed" in measure.in_fresh_process("nblib.speed.encode", nothing=1)
 
 
-def test_step_rows_cover_every_peer(model, english_texts, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "REGIMES", {"dense": 500})
-    rows = steps.step_rows(model, english_texts, tmp_path, [2], 16, "bf16", 1)
-    assert len(rows) == len({row["peer_name"] for row in rows}) == 5
-    assert all(row["ours"] > 0 and row["ratio"] == row["peer"] / row["ours"] for row in rows)
-
-
 @pytest.mark.parametrize("active", [20, 500])
 def test_a_shifted_model_holds_so_many_terms(model, english_texts, tmp_path, active):
     encoder = NeuralSparseEncoder.load(steps.shifted_model(model, english_texts, tmp_path, active))

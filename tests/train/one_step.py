@@ -47,6 +47,7 @@ def main(backbone: str, folder: str, out: str, rows: str, accumulation: str, que
     torch.set_num_threads(1)
     encoder = NeuralSparseEncoder(backbone, max_length=32)
     encoder.set_dropout(0.0)
+    encoder.double()  # in float32 the softmax of large scores makes differences of 1e-6 of its rounding
     data = load_training_set(folder, num_hard_negatives=2)
     idf = compute_idf_weights(data.documents, encoder.tokenizer)
     teacher = EnsembleTeacher("", "bm25:english", 0.0, 1.0, 30.0).prepare(data.queries, data.documents)
