@@ -188,10 +188,8 @@ class _PackedBlocks:
         return top, torch.stack(best) + self.first[:, None]
 
     def tokens(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """One gather of [P, longest]: positions past a document's end repeat its last one."""
-        place = self.first[rows, None] + self.position[: int(self.last.max()) + 1].minimum(
-            self.last[rows, None]
-        )
+        """One gather: positions past a document's end repeat its last one, and the first of equals counts."""
+        place = self.first[rows, None] + self.position.minimum(self.last[rows, None])  # [P, longest]
         return self.first[rows] + self.logits[place, columns[:, None]].max(dim=1).indices
 
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,7 +54,6 @@ def processes_in_turn(
     Raises:
         RuntimeError: a process died; with what it said last.
     """
-    times: dict[str, list[float]] = {name: [] for name in jobs}
     with ExitStack() as stack:
         ask = {
             name: stack.enter_context(_Asked.started(module, name, environment))
@@ -63,12 +63,7 @@ def processes_in_turn(
             side.answer()
         for name, (job, _) in jobs.items():
             ask[name](json.dumps(job))
-        for turn in range(warmups + repeats):
-            for name in jobs:
-                seconds = float(ask[name](""))
-                if turn >= warmups:
-                    times[name].append(seconds)
-    return {name: median(values) for name, values in times.items()}
+        return interleaved({name: partial(side, "step") for name, side in ask.items()}, repeats, warmups)
 
 
 class _Asked:
@@ -80,6 +75,7 @@ class _Asked:
     @classmethod
     @contextmanager
     def started(cls, module: str, name: str, environment: Mapping[str, str]):
+        """Start `python -m module`; kill it at the end of the block."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with tempfile.TemporaryFile("w+") as said:
             command = [sys.executable, "-m", module]
@@ -89,7 +85,8 @@ class _Asked:
             finally:
                 process.kill()
                 process.wait()
-                process.stdin.close()
+                with suppress(BrokenPipeError):  # a question that it did not live to read
+                    process.stdin.close()
                 process.stdout.close()
 
     def __call__(self, question: str) -> str:
@@ -108,12 +105,11 @@ class _Asked:
 
 
 def answer_in_turn(step: Callable[[], Any]) -> None:
-    """Be the process of processes_in_turn, its job read: run one step for each line, answer its seconds."""
+    """Be the process of processes_in_turn, its job read: run one step for each line, and say so."""
     print("ready", flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
         step()
-        print(time.perf_counter() - start, flush=True)
+        print("done", flush=True)
 
 
 def peak_gib() -> float:

@@ -268,7 +268,7 @@ def big_backbone(folder: Path, vocabulary: int, length: int) -> Path:
 def main() -> None:
     """Read a job, a JSON line, and run steps of one side.
 
-    With "batch" (a file of ids and mask) it times a step whenever asked to, see answer_in_turn. Without one
+    With "batch" (a file of ids and mask) it runs a step whenever asked to, see answer_in_turn. Without one
     it runs a single step on random ids and prints {"peak_gib", "seconds", "parameters"}. "eager" in the job
     says which attention the side takes, and that it takes our matrix kernels and fused AdamW; without it the
     peer runs as it is shipped.
