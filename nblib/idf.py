@@ -145,27 +145,31 @@ def compute_idf_weights(
     return weights
 
 
-def corpus_file(corpus: str, data_dir: str, dataset: str) -> Path:
-    """Find the corpus to count: an explicit file, or that of a set 01_data_prep built.
+def corpus_files(corpus: str, data_dir: str, datasets: Sequence[str]) -> list[Path]:
+    """Find the corpora to count together: one explicit file, or those of sets that 01_data_prep built.
 
     Raises:
-        FileNotFoundError: neither is there; the message says how to get one.
+        FileNotFoundError: one is not there; the message says how to get it.
     """
-    path = at_root(corpus) if corpus else at_root(data_dir) / "artifacts" / dataset / "corpus.jsonl"
-    path = with_gz(path / "corpus.jsonl" if path.is_dir() else path)
-    if path.exists():
-        return path
-    cure = "give a corpus.jsonl or corpus.jsonl.gz" if corpus else "run notebook 01_data_prep first"
-    raise FileNotFoundError(f"no corpus at {path}: {cure}")
+    built = at_root(data_dir) / "artifacts"
+    return [_corpus_file(p, corpus) for p in ([at_root(corpus)] if corpus else [built / n for n in datasets])]
+
+
+def _corpus_file(path: Path, corpus: str) -> Path:
+    try:
+        return with_gz(path if corpus and not path.is_dir() else path / "corpus.jsonl")
+    except FileNotFoundError as error:
+        cure = "give a corpus.jsonl or corpus.jsonl.gz" if corpus else "run notebook 01_data_prep first"
+        raise FileNotFoundError(f"no corpus: {error}: {cure}") from error
 
 
 def cached_idf(
-    corpus: Path, tokenizer, default_idf: float, batch_size: int, cache: Path, save_path: Path
+    corpora: Sequence[Path], tokenizer, default_idf: float, batch_size: int, cache: Path, save_path: Path
 ) -> Path:
-    """Compute the weights of a corpus once per (corpus, tokenizer, default) and copy them to save_path.
+    """Compute the weights of all documents once per (corpora, tokenizer, default); copy them to save_path.
 
     Args:
-        corpus: corpus.jsonl or corpus.jsonl.gz; read as a stream.
+        corpora: corpus.jsonl or corpus.jsonl.gz each; read as a stream, one after the other.
         tokenizer, default_idf, batch_size: see compute_idf_weights.
         cache: folder of earlier results; an entry's name holds the hashes of what it depends on.
         save_path: where idf.json is written.
@@ -175,10 +179,11 @@ def cached_idf(
     """
     rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     vocabulary = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
-    entry = cache / f"idf-{sha256_file(corpus)[:16]}-{vocabulary[:16]}-{default_idf:g}.json"
+    content = hashlib.sha256("".join(map(sha256_file, corpora)).encode()).hexdigest()
+    entry = cache / f"idf-{content[:16]}-{vocabulary[:16]}-{default_idf:g}.json"
     if not entry.exists():
         compute_idf_weights(
-            _texts(corpus),
+            chain.from_iterable(map(_texts, corpora)),
             tokenizer,
             entry,
             default_idf,

@@ -120,9 +120,9 @@ def test_load_refuses_bad_weights(tok, tmp_path, value, words):
 def test_cache_follows_the_corpus(tok, tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"_id": "1", "title": "", "text": "cat"}\n')
-    first = idf.cached_idf(corpus, tok, 1.0, 10, tmp_path / "cache", tmp_path / "a.json").read_text()
+    first = idf.cached_idf([corpus], tok, 1.0, 10, tmp_path / "cache", tmp_path / "a.json").read_text()
     corpus.write_text('{"_id": "1", "title": "cat", "text": "dog"}\n')
-    second = idf.cached_idf(corpus, tok, 1.0, 10, tmp_path / "cache", tmp_path / "b.json").read_text()
+    second = idf.cached_idf([corpus], tok, 1.0, 10, tmp_path / "cache", tmp_path / "b.json").read_text()
     assert json.loads(first)["dog"] == 1.0 != json.loads(second)["dog"]
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
@@ -135,13 +135,26 @@ def test_a_bad_row_of_a_counted_corpus_is_named(tok, tmp_path, row, reason):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"_id": "1", "title": null, "text": "cat"}\n' + row + "\n")
     with pytest.raises(DataError, match=f"corpus.jsonl, line 2: .*{reason}"):
-        idf.cached_idf(corpus, tok, 1.0, 10, tmp_path / "cache", tmp_path / "a.json")
+        idf.cached_idf([corpus], tok, 1.0, 10, tmp_path / "cache", tmp_path / "a.json")
     assert not list((tmp_path / "cache").glob("idf-*"))
 
 
 def test_a_packed_corpus_of_a_folder_is_found(tmp_path):
     (tmp_path / "corpus.jsonl.gz").write_bytes(b"")
-    assert idf.corpus_file(str(tmp_path), "", "") == tmp_path / "corpus.jsonl.gz"
+    assert idf.corpus_files(str(tmp_path), "", []) == [tmp_path / "corpus.jsonl.gz"]
+
+
+def test_several_corpora_are_counted_as_one(tok, tmp_path):
+    texts = {"one": ["cat", "cat dog"], "two": ["dog"]}
+    for name, found in texts.items():
+        (tmp_path / "artifacts" / name).mkdir(parents=True)
+        lines = (json.dumps({"_id": str(i), "title": "", "text": t}) + "\n" for i, t in enumerate(found))
+        (tmp_path / "artifacts" / name / "corpus.jsonl").write_text("".join(lines))
+    files = idf.corpus_files("", str(tmp_path), ["one", "two"])
+    both = idf.cached_idf(files, tok, 1.0, 10, tmp_path / "cache", tmp_path / "idf.json")
+    assert json.loads(both.read_text()) == idf.compute_idf_weights(["cat", "cat dog", "dog"], tok)
+    with pytest.raises(FileNotFoundError, match="three.*run notebook 01_data_prep first"):
+        idf.corpus_files("", str(tmp_path), ["one", "three"])
 
 
 @pytest.mark.skipif(

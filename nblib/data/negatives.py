@@ -5,6 +5,7 @@ Q queries, K negatives per query.
 
 import random
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from nblib.data.formats import BeirSet, document_text
 from nblib.run.progress import report
 from nblib.search.bm25 import Analyzer, Bm25
+from nblib.search.exact import top_k_dense
 
 Given = Mapping[str, Mapping[str, float | None]]  # query id -> document id -> score (None = a bare negative)
 BLOCK = 2000  # queries searched and turned into rows at a time
+DENSE_BATCH = 32  # texts
 
 
 def mine_negatives(
@@ -24,22 +27,26 @@ def mine_negatives(
     analyzer: Analyzer,
     seed: int,
     given: Given | None = None,
+    dense: str = "",
+    max_length: int = 256,
 ) -> list[dict[str, Any]]:
     """Make one kd-ids row per training query: its positives first, then K hard negatives.
 
     The negatives are drawn at random from the best `depth` documents of BM25, leaving out what is judged
     relevant or has the same text as a relevant document, and are listed best first. The draw depends on the
     seed and the query alone, so other queries do not change it. Where BM25 finds too few, random documents
-    fill up.
+    fill up. With a dense model the two rank in turn: words lead to the one half, meaning to the other.
 
     Args:
         beir_set: with a "train" split.
         num_negatives: K; a smaller corpus gives fewer.
-        depth: BM25 ranks to draw from, positives counted.
+        depth: ranks to draw from, positives counted.
         analyzer: of the BM25 index, see nblib.search.bm25.analyze.
         seed: of the draw.
         given: documents that the source names for a query. If all have scores (kd rows) the row is made of
             them alone; else they come before the mined ones.
+        dense: a SentenceTransformer that ranks in turn with BM25; "" for BM25 alone.
+        max_length: tokens that it reads of each text.
 
     Returns:
         rows {query_id, doc_ids, scores} in the order of the qrels; scores are BM25's (no unit, 0 or more) or
@@ -50,7 +57,7 @@ def mine_negatives(
     rows = [_given_row(qid, judged, given[qid]) for qid, judged in relevant.items() if _scored(qid, given)]
     todo = [qid for qid in relevant if not _scored(qid, given)]
     if todo:
-        rows += _Miner(beir_set, analyzer, num_negatives, depth, seed).rows(todo, given)
+        rows += _Miner(beir_set, analyzer, num_negatives, depth, seed, dense, max_length).rows(todo, given)
     position = {qid: i for i, qid in enumerate(qrels)}
     return sorted(rows, key=lambda row: position[row["query_id"]])
 
@@ -68,20 +75,33 @@ def _given_row(query_id: str, judged: Mapping[str, int], docs: Mapping[str, floa
 class _Miner:
     """The index and the texts that all queries share."""
 
-    def __init__(self, beir_set: BeirSet, analyzer: Analyzer, num_negatives: int, depth: int, seed: int):
+    def __init__(
+        self,
+        beir_set: BeirSet,
+        analyzer: Analyzer,
+        num_negatives: int,
+        depth: int,
+        seed: int,
+        dense: str = "",
+        max_length: int = 256,
+    ):
         self.set, self.k, self.depth, self.seed = beir_set, num_negatives, depth, seed
         self.ids = list(beir_set.corpus)
         self.position = {doc_id: i for i, doc_id in enumerate(self.ids)}
         texts = [document_text(doc) for doc in beir_set.corpus.values()]
         self.keys = [" ".join(text.lower().split()) for text in texts]  # equal keys: the same text
         self.bm25 = Bm25(texts, analyzer)
+        self.dense = _DenseRanks(dense, texts, max_length, beir_set.name) if dense else None
 
     def rows(self, query_ids: list[str], given: Given) -> list[dict[str, Any]]:
         """Make the rows of these queries, in their order."""
         out = []
         for start in range(0, len(query_ids), BLOCK):
             block = query_ids[start : start + BLOCK]
-            hits, _ = self.bm25.search([self.set.queries[q] for q in block], self.depth)  # [Q, depth]
+            texts = [self.set.queries[q] for q in block]
+            hits, _ = self.bm25.search(texts, self.depth)  # [Q, depth]
+            if self.dense:
+                hits = in_turn(hits, self.dense.search(texts, self.depth), self.depth)
             chosen = [
                 self._choose(qid, hits[i][hits[i] >= 0], given.get(qid, {})) for i, qid in enumerate(block)
             ]
@@ -121,3 +141,38 @@ class _Miner:
             }
             for qid, row in zip(query_ids, chosen, strict=True)
         ]
+
+
+class _DenseRanks:
+    """The documents of a set as embeddings of a SentenceTransformer."""
+
+    def __init__(self, name: str, texts: list[str], max_length: int, label: str):
+        from nblib.distributed import device  # torch takes seconds to import
+        from nblib.teachers.dense import encode_dense, load_dense
+
+        self.model = load_dense(name, max_length, str(device()))
+        self.encode = encode_dense
+        tick = partial(report, f"embed {label}", total=len(texts))
+        self.d_reps = encode_dense(self.model, texts, "document", True, DENSE_BATCH, tick)  # [N, H]
+
+    def search(self, queries: list[str], k: int) -> np.ndarray:
+        """Rank the documents: [Q, k], -1 where there are fewer."""
+        q_reps = self.encode(self.model, queries, "query", True, DENSE_BATCH)
+        return top_k_dense(q_reps, self.d_reps, k)[0]
+
+
+def in_turn(first: np.ndarray, second: np.ndarray, k: int) -> np.ndarray:
+    """Merge two rankings: the best of the one, the best of the other, and so on, each document once.
+
+    Args:
+        first, second: [Q, n] document numbers, best first; -1 = none.
+        k: documents kept.
+
+    Returns:
+        [Q, k], -1 where both have fewer.
+    """
+    merged = np.full((len(first), k), -1, dtype=np.int64)
+    for row, pairs in enumerate(np.stack([first, second], axis=2)):  # [n, 2]
+        order = [d for d in dict.fromkeys(pairs.ravel().tolist()) if d >= 0][:k]
+        merged[row, : len(order)] = order
+    return merged

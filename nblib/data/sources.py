@@ -21,13 +21,13 @@ ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".ndjson", ".ndjson.gz")
 class Source:
     """What was read.
 
-    sets: the retrieval sets; at most one has a "train" split. problems: rows that were left out, and why.
-    given: training query id -> document id -> score, or None for a negative without a score.
+    sets: the retrieval sets; at most one of a source has a "train" split. problems: rows that were left out,
+    and why. given: set -> training query id -> document id -> score, or None for a negative without a score.
     """
 
     sets: list[BeirSet]
     problems: list[Problem] = field(default_factory=list)
-    given: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    given: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
 
 
 def load(source: str, dataset: str, hf_split: str = "train", *, strict: bool = True) -> Source:
@@ -65,6 +65,45 @@ def load(source: str, dataset: str, hf_split: str = "train", *, strict: bool = T
     from nblib.data.hub import load_hub  # datasets takes seconds to import
 
     return load_hub(str(path) if path.is_dir() else source, dataset, hf_split, strict, problems)
+
+
+def load_all(
+    source: str,
+    dataset: str,
+    more_sources: Iterable[str] = (),
+    sets_dir: str = "",
+    hf_split: str = "train",
+    *,
+    strict: bool = True,
+) -> Source:
+    """Read several sources, each as `load` does, into one.
+
+    Args:
+        source, dataset: the first source and the name of its set.
+        more_sources: as `source`; the last part of each, without its suffix, becomes the name of its set.
+        sets_dir: folder in which every source is looked up first; "" for none.
+        hf_split, strict: as in `load`.
+
+    Raises:
+        DataError: as `load`; or two sources would make sets of one name.
+    """
+    named = [(source, dataset), *((s, Path(s.rstrip("/")).name.split(".")[0]) for s in more_sources)]
+    loaded = [load(_within(s, sets_dir), name, hf_split, strict=strict) for s, name in named]
+    names = [beir_set.name for found in loaded for beir_set in found.sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"two sources make a set called {', '.join(twice)}: rename a folder, or leave one out"
+        )
+    return Source(
+        [beir_set for found in loaded for beir_set in found.sets],
+        [problem for found in loaded for problem in found.problems],
+        {name: docs for found in loaded for name, docs in found.given.items()},
+    )
+
+
+def _within(source: str, sets_dir: str) -> str:
+    inside = at_root(sets_dir) / source
+    return str(inside) if sets_dir and inside.exists() else source
 
 
 def without_shared_queries(sets: list[BeirSet], problems: list[Problem]) -> list[BeirSet]:
@@ -148,7 +187,7 @@ def from_rows(
         q: {d: score for d, score in docs.items() if score is not None or d not in made.positives[q]}
         for q, docs in made.given.items()
     }
-    return Source([BeirSet(name, made.corpus, made.queries, qrels)], problems, given)
+    return Source([BeirSet(name, made.corpus, made.queries, qrels)], problems, {name: given})
 
 
 class _Gatherer:

@@ -107,13 +107,17 @@ def _import_names(source: str, inside: str, root: str) -> list[str]:
 def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str, str]:
     """Hash what lies at the DataPath parameters: "name=value" -> sha256 of each that exists.
 
-    A file counts together with the corpus and the queries beside it, which rows of ids refer to.
+    A file counts together with the corpus and the queries beside it, which rows of ids refer to. Where the
+    parameters have a sets_dir, what lies there comes first, as it does for those who read it.
     """
     hashes = {}
+    sets_dir = params.get("sets_dir", "")
     for name in marked(model, DataPath):
         values = [params[name]] if isinstance(params[name], str) else params[name]
         for value in values:
             path = at_root(value.removeprefix("sparse:").removeprefix("cross:"))
+            if sets_dir and (inside := at_root(sets_dir) / value).exists():
+                path = inside
             if value and path.exists():
                 beside = [] if path.is_dir() else sorted(path.parent.glob("corpus.jsonl*"))
                 beside += [] if path.is_dir() else sorted(path.parent.glob("queries.jsonl*"))

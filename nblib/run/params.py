@@ -74,6 +74,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # A hub id, or a local folder whose content then enters the key.
 Model = Annotated[str, Field(min_length=1), DataPath()]
 OptionalModel = Annotated[str, DataPath()]
+# Folder in which data sets are looked up first; "" = none. The sets found there enter the key, not its place.
+SetsDir = Annotated[str, Neutral()]
 DataDir = Annotated[str, Field(min_length=1), From("01_data_prep")]
 IdfDir = Annotated[str, Field(min_length=1), From("02_idf")]
 PretrainDir = Annotated[str, Field(min_length=1), From("03_pretrain")]
@@ -84,6 +86,8 @@ EvalDir = Annotated[str, Field(min_length=1), From("05_beir_eval")]
 class DataPrepParams(NotebookParams):
     source: Annotated[str, Field(min_length=1), DataPath()]  # "api-docs", BEIR folder, rows file or hub id
     dataset: Name  # name of the set that a folder or file becomes
+    more_sources: Annotated[list[str], DataPath()]  # built as well, each under its own name
+    sets_dir: SetsDir
     hf_split: str  # split of a Hugging Face dataset
     strict: bool  # stop at the first bad row
     tokenizer: Model
@@ -92,7 +96,8 @@ class DataPrepParams(NotebookParams):
     max_test_queries: Count
     max_test_docs: Count  # 0 = the whole corpus; judged documents always stay
     num_hard_negatives: Count  # K per training query
-    negative_depth: Positive  # BM25 ranks that negatives are taken from
+    negative_depth: Positive  # ranks that negatives are taken from
+    mining_teacher: OptionalModel  # a dense model that ranks beside BM25; "" = none
     bm25_analyzer: Analyzer
     max_length: Positive  # tokens; the line in the length histogram
     seed: Seed
@@ -102,6 +107,7 @@ class DataPrepParams(NotebookParams):
 class IdfParams(NotebookParams):
     data_dir: DataDir
     dataset: Name  # the set whose corpus is counted
+    more_datasets: list[str]  # sets counted with it
     corpus: Annotated[str, DataPath()]  # "" = that set; else a corpus.jsonl[.gz]
     tokenizer: Model
     default_idf: Weight  # of a token that the corpus does not hold
@@ -120,6 +126,8 @@ class _TrainParams(NotebookParams):
     dense_weight: Weight
     sparse_weight: Weight
     bm25_analyzer: Analyzer
+    more_datasets: list[str]  # built sets beside `dataset`; a batch comes from one
+    mixing: list[Weight]  # share of each set; [] = by size
     max_length: Positive  # tokens of a document
     max_train_docs: Count  # 0 = all
     num_steps: Count
@@ -140,6 +148,14 @@ class _TrainParams(NotebookParams):
     save_total_limit: Annotated[Positive, Neutral()]
     seed: Seed
     run_dir: Name
+
+    @model_validator(mode="after")
+    def check_mixing(self) -> Self:
+        """Refuse weights that do not fit the data sets."""
+        sets = 1 + len(self.more_datasets)
+        if self.mixing and len(self.mixing) != sets:
+            raise ValueError(f"mixing names {len(self.mixing)} weights for {sets} data sets")
+        return self
 
 
 class PretrainParams(_TrainParams):
@@ -185,8 +201,6 @@ class FinetuneParams(_TrainParams):
     teacher_max_length: Count  # tokens that teachers read of a text, 0 = max_length
     given_weight: Weight  # of the scores in the training rows
     normalise_teachers: bool
-    more_datasets: list[str]  # built sets beside `dataset`; a batch comes from one
-    mixing: list[Weight]  # share of each set; [] = by size
     hard_negative_ratio: Ratio  # the rest are random documents
     stages: list[dict]  # of a curriculum
     stream_texts: Annotated[bool, Neutral()]  # texts and token ids stay in files
@@ -228,9 +242,6 @@ class FinetuneParams(_TrainParams):
             raise ValueError("cross_weight without cross_teacher: name a cross-encoder")
         if self.lambda_flops_queries and self.query_side not in ("siamese", "learned-idf"):
             raise ValueError(f"lambda_flops_queries with query_side {self.query_side}: its queries are fixed")
-        sets = 1 + len(self.more_datasets)
-        if self.mixing and len(self.mixing) != sets:
-            raise ValueError(f"mixing names {len(self.mixing)} weights for {sets} data sets")
         return self
 
 

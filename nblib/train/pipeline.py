@@ -45,7 +45,8 @@ def built(step_dir: str, artifact: str, step: str, what: str) -> Path:
 
 def open_pretraining(params) -> Path:
     """Check the inputs of 03 and open its artifacts folder, see _open_run."""
-    return _open_run(params, [built_set(params.data_dir, params.dataset), _idf_file(params)])
+    sets = [params.dataset, *params.more_datasets]
+    return _open_run(params, [*(built_set(params.data_dir, name) for name in sets), _idf_file(params)])
 
 
 def open_finetuning(params) -> Path:

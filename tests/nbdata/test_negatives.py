@@ -1,9 +1,10 @@
 """Hard negatives: never a positive nor its text, drawn from the depth asked for, repeatable by seed."""
 
+import numpy as np
 import pytest
 
 from nblib.data.formats import BeirSet, document_text, read_beir
-from nblib.data.negatives import mine_negatives
+from nblib.data.negatives import in_turn, mine_negatives
 from nblib.files import ROOT
 from nblib.search.bm25 import Bm25
 
@@ -83,3 +84,39 @@ def test_given_scores_are_kept():
 def test_no_negatives_asked():
     (row,) = mine_negatives(tiny(q={"d0": 1}), 0, 6, "whitespace", 13)
     assert row["doc_ids"] == ["d0"]
+
+
+def test_two_rankings_in_turn():
+    first = np.array([[4, 2, 7, -1], [1, -1, -1, -1]])
+    second = np.array([[2, 9, 4, 5], [3, 1, -1, -1]])
+    assert in_turn(first, second, 4).tolist() == [[4, 2, 9, 7], [1, 3, -1, -1]]
+    assert in_turn(first, second, 6).tolist()[0] == [4, 2, 9, 7, 5, -1]
+
+
+@pytest.fixture(scope="module")
+def dense_model(tmp_path_factory, tiny_backbone) -> str:
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path_factory.mktemp("dense")
+    SentenceTransformer(str(tiny_backbone), device="cpu").save(str(folder))
+    return str(folder)
+
+
+def test_a_dense_model_ranks_beside_bm25(english, dense_model):
+    from nblib.teachers.dense import encode_dense, load_dense
+
+    few = {"train": dict(list(english.qrels["train"].items())[:4])}
+    few = BeirSet("few", english.corpus, english.queries, few)
+    model = load_dense(dense_model, 16)
+    ids, texts = list(few.corpus), [document_text(d) for d in few.corpus.values()]
+    d_reps = encode_dense(model, texts, "document", True, 8)
+    lexical = mine_negatives(few, 3, 10, "english", 13)
+    mixed = mine_negatives(few, 3, 10, "english", 13, dense=dense_model, max_length=16)
+    assert lexical != mixed
+    for row in mixed:
+        query = few.queries[row["query_id"]]
+        near = np.argsort(-(d_reps @ encode_dense(model, [query], "query", True, 8)[0]))[:10]
+        top = Bm25(texts, "english").search([query], 10)[0][0]
+        allowed = {ids[d] for d in [*near, *top] if d >= 0}
+        judged = set(few.qrels["train"][row["query_id"]])
+        assert set(row["doc_ids"]) - judged <= allowed

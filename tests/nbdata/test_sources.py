@@ -13,6 +13,7 @@ from nblib.data.lines import DataError
 from nblib.data.sources import (
     bucket,
     load,
+    load_all,
     sample_documents,
     sample_queries,
     text_id,
@@ -84,7 +85,7 @@ def test_rows_of_one_query_are_joined(tmp_path):
     judged = {q: docs for split in data.sets[0].qrels.values() for q, docs in split.items()}
     assert judged == {text_id("q"): {a: 1, b: 1}, text_id("s"): {c: 1}}
     # b is a positive of q in the second row, so it is no negative; kd scores are kept
-    assert data.given == {text_id("q"): {c: None}, text_id("s"): {c: 4.0, a: 1.0}}
+    assert data.given == {"x": {text_id("q"): {c: None}, text_id("s"): {c: 4.0, a: 1.0}}}
     assert len(data.sets[0].corpus) == 3
 
 
@@ -97,7 +98,7 @@ def test_kd_ids_rows_need_their_corpus(tmp_path):
     write_beir(tmp_path / "set", beir)
     file = write_rows(tmp_path / "set" / "rows.jsonl", [row])
     data = load(str(file), "x")
-    assert data.given == {"q01": {"cook-bread-crust": 2.0, "cook-eggs": 1.0}}
+    assert data.given == {"x": {"q01": {"cook-bread-crust": 2.0, "cook-eggs": 1.0}}}
     assert data.sets[0].corpus == beir.corpus
     write_rows(file, [row, row | {"doc_ids": ["cook-eggs", "none"]}, row | {"query_id": "none"}])
     with pytest.raises(DataError, match=r'line 2: unknown document id "none"'):
@@ -131,7 +132,9 @@ def test_parquet_folder_of_triplets(tmp_path, monkeypatch):
     table.to_parquet(folder / "train-00000-of-00001.parquet")
     data = load(str(folder), "parquet")
     assert sum(map(len, data.sets[0].qrels.values())) == 40 and len(data.sets[0].corpus) == 42
-    assert all(docs == {text_id("n one"): None, text_id("n two"): None} for docs in data.given.values())
+    assert all(
+        docs == {text_id("n one"): None, text_id("n two"): None} for docs in data.given["parquet"].values()
+    )
 
 
 def test_parquet_folder_in_beir_layout(tmp_path, monkeypatch):
@@ -217,3 +220,25 @@ def test_a_query_in_two_splits_stays_in_the_measured_one():
     assert found.qrels == {"train": {"c": judged}, "dev": {"e": judged}, "test": {"b": judged}}
     assert [(p.kind, "query a" in p.file) for p in problems] == [("duplicate", True)]
     assert list(qrels["train"]) == ["a", "c"], "the input is not changed"
+
+
+def test_several_sources_become_sets_of_their_own(tmp_path):
+    write_beir(tmp_path / "sets" / "second", read_beir(ENGLISH))
+    rows = [{"query": "q", "positive": "a", "negative": "b"}]
+    write_rows(tmp_path / "third.rows.jsonl", rows)
+    found = load_all(
+        str(ENGLISH), "first", ["second", f"{tmp_path}/third.rows.jsonl"], str(tmp_path / "sets")
+    )
+    assert [s.name for s in found.sets] == ["first", "second", "third"]
+    assert found.sets[0].corpus == found.sets[1].corpus
+    assert found.given == {"third": {text_id("q"): {text_id("b"): None}}}
+    with pytest.raises(DataError, match="two sources make a set called second"):
+        load_all(str(ENGLISH), "second", ["second"], str(tmp_path / "sets"))
+
+
+def test_what_lies_in_sets_dir_comes_first(tmp_path):
+    (tmp_path / "sets").mkdir()
+    write_rows(tmp_path / "sets" / "rows.jsonl", [{"query": "q", "positive": "a", "negative": "b"}])
+    assert len(load_all("rows.jsonl", "x", sets_dir=str(tmp_path / "sets")).sets[0].corpus) == 2
+    with pytest.raises(DataError, match="no such file or folder"):
+        load_all("rows.jsonl", "x")

@@ -4,7 +4,7 @@ import pytest
 
 from nblib.files import ROOT
 from nblib.run.keys import cell_defaults, data_hashes, explain, imported_modules, key_of, key_parts
-from nblib.run.params import FinetuneParams
+from nblib.run.params import DataPrepParams, FinetuneParams
 from tests.run.tiny import MAKE, MakeParams, TrainParams, write_notebook
 
 
@@ -113,6 +113,17 @@ def test_the_content_behind_a_path_enters_the_key(tmp_path):
     (tmp_path / "queries.jsonl").write_text("beside it: rows of ids refer to them")
     assert data_hashes(MakeParams, params) != two
     assert data_hashes(MakeParams, params | {"source": ""}) == {}  # not the repository's root
+
+
+def test_a_set_in_sets_dir_enters_the_key_by_its_content(tmp_path):
+    for place, text in {"a": "one", "b": "one", "c": "two"}.items():
+        (tmp_path / place / "set").mkdir(parents=True)
+        (tmp_path / place / "set" / "corpus.jsonl").write_text(text)
+    params = {"source": "set", "more_sources": [], "tokenizer": "x", "mining_teacher": ""}
+    a, b, c = (
+        data_hashes(DataPrepParams, params | {"sets_dir": str(tmp_path / place)}) for place in ("a", "b", "c")
+    )
+    assert list(a) == ["source=set"] and a == b != c
 
 
 def test_upstream_folders_count_by_content_not_by_path(tmp_path):

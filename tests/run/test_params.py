@@ -8,6 +8,7 @@ from nblib.run.params import BY_NOTEBOOK, BeirEvalParams, IdfParams
 IDF = {
     "data_dir": "outputs/lab/01_data_prep",
     "dataset": "api-docs",
+    "more_datasets": [],
     "corpus": "",
     "tokenizer": "some/model",
     "default_idf": 1.0,
