@@ -1,9 +1,9 @@
 """Evaluation collections by name: BEIR, NanoBEIR, MS MARCO, Korean sets; fetched once, then cached.
 
 What is cached lies under NBLIB_DATA (by default ~/.cache/nblib, or nblib under XDG_CACHE_HOME): beir/<name>
-is an unpacked BEIR folder, which may also be put there by hand; hub/<owner>/<name> is a snapshot of a data set
-of the Hugging Face hub put there by hand, for machines without a network. Else hub sets wait in the hub's own
-cache (HF_HOME). With HF_HUB_OFFLINE=1 only what is cached is read.
+is an unpacked BEIR folder, which may also be put there by hand; hub/<owner>/<name> is a snapshot of a data
+set of the Hugging Face hub put there by hand, for machines without a network. Else hub sets wait in the hub's
+own cache (HF_HOME). With HF_HUB_OFFLINE=1 only what is cached is read.
 """
 
 import difflib
@@ -230,15 +230,15 @@ def _snapshot(repo: str) -> str:
 def notices(problems: Iterable[Problem]) -> list[str]:
     """Say in a line per file and kind what was left out of a set, with the first case."""
     said = {
-        "bad": "rows cannot be used and are left out",
-        "duplicate": "rows repeat another and count once",
-        "absent": "judgements are of documents that the corpus lacks; they count as not found, as in BEIR",
+        "bad": "rows that cannot be used, left out",
+        "duplicate": "rows that repeat another, counted once",
+        "absent": "judgements of documents that the corpus lacks, counted as not found, as in BEIR",
         "bom": "byte order mark",
     }
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
         groups.setdefault((problem.file, problem.kind), []).append(problem)
     return [
-        f"{len(group):,} {said[kind]} ({Path(file).name}, line {group[0].line}: {group[0].reason})"
+        f"{said[kind]}: {len(group):,} ({Path(file).name}, line {group[0].line}: {group[0].reason})"
         for (file, kind), group in groups.items()
     ]
