@@ -140,7 +140,9 @@ def test_folders_of_models_may_be_written_in_any_way(tmp_path, home):
     assert len(keys) == 1  # a finished step stays done however its folder is written
     linked = planned(tmp_path, model_dir=str(tmp_path / "link"), idf_dir=str(model))
     assert linked.upstream["model_dir"] == tmp_path / "link"
-    with pytest.raises(BadRequest, match="reads outputs/nowhere .model_dir., which is not there"):
+    with pytest.raises(
+        BadRequest, match="reads outputs/nowhere .model_dir., which is not there; give -p model_dir="
+    ):
         planned(tmp_path, model_dir="outputs/nowhere", idf_dir=str(model))
 
 

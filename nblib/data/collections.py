@@ -22,7 +22,7 @@ from nblib.data.download import fetch, unpack_beir
 from nblib.data.formats import BeirSet, read_beir, split_files
 from nblib.data.hub_sets import Layout, judgements, read_hub_set
 from nblib.data.lines import DataError, Problem
-from nblib.files import at_root, write_json
+from nblib.files import at_root
 from nblib.run.lock import locked
 
 CATALOGUE = Path(__file__).with_name("collections.yaml")
@@ -203,10 +203,10 @@ def _fetch(entry: Collection, folder: Path, say: Say) -> None:
     packed, archive = entry.packed, folder.with_name(f"{entry.name}.zip")
     for old in folder.parent.glob(f".{entry.name}.*.tmp"):  # of a process that was killed while unpacking
         shutil.rmtree(old, ignore_errors=True)
-    say(f"{entry.name}: fetching {packed.bytes / 1e6:,.1f} MB into {folder.parent}")
-    url = fetch(packed.urls, archive, packed.md5, packed.bytes)
+    if not archive.is_file():  # else an earlier call had checked it, and could not unpack it
+        url = fetch(packed.urls, archive, packed.md5, packed.bytes)
+        say(f"{entry.name}: fetched {packed.bytes / 1e6:,.1f} MB from {url} into {folder}")
     unpack_beir(archive, folder)
-    write_json(folder / "source.json", {"url": url, "md5": packed.md5, "bytes": packed.bytes})
     archive.unlink()
 
 

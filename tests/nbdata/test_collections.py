@@ -124,10 +124,19 @@ def test_a_set_is_fetched_checked_and_then_opens_without_a_network(tmp_path, hom
         FOLDER.queries,
         {"test": FOLDER.qrels["test"]},
     )
-    assert len(said) == 1 and "fetching" in said[0]
+    assert len(said) == 1 and f"from {server.url}/b/english.zip into {home / 'beir' / 'english'}" in said[0]
     assert sorted(p.name for p in (home / "beir").iterdir()) == ["english"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert opened(file) == (beir, [])  # the server is down
+
+
+def test_a_checked_zip_that_was_not_unpacked_is_not_fetched_again(tmp_path, home):
+    content = english_zip("english")
+    (home / "beir" / ".english.killed.tmp").mkdir(parents=True)
+    (home / "beir" / "english.zip").write_bytes(content)
+    file = write_catalogue(tmp_path, {"english": entry(content)}, ["http://127.0.0.1:9/{name}.zip"])
+    assert opened(file)[0].corpus == FOLDER.corpus
+    assert sorted(p.name for p in (home / "beir").iterdir()) == ["english"]
 
 
 def test_our_reading_is_that_of_beir(tmp_path):
@@ -181,7 +190,7 @@ def test_splits(tmp_path):
     content = english_zip("english")
     rules = {"split": "dev", "splits": ["train"]}
     with serving({"/english.zip": content, "/plain.zip": content}) as server:
-        entries = {"english": entry(content, **rules), "plain": entry(content)}
+        entries = {"english": entry(content, **rules), "plain": entry(content, hub=[{"repo": "never/asked"}])}
         file = write_catalogue(tmp_path, entries, [f"{server.url}/{{name}}.zip"])
         beir, said = opened(file, split="test")  # it holds one, which belongs to another collection
         assert list(beir.qrels) == ["dev"]
@@ -189,7 +198,9 @@ def test_splits(tmp_path):
         assert list(opened(file)[0].qrels) == ["dev"] and list(opened(file, split="train")[0].qrels) == [
             "train"
         ]
-        with pytest.raises(DataError, match="'plain' has no split 'validation'; it has: dev, test, train"):
+        with pytest.raises(
+            DataError, match="^set 'plain' has no split 'validation'; it has: dev, test, train"
+        ):
             opened(file, "plain", "validation")  # never another one in its place
         assert server.asked == [("/english.zip", ""), ("/plain.zip", "")]
 
@@ -289,6 +300,23 @@ def test_mr_tydi_in_its_layout_and_a_second_place_for_it(tmp_path, home):
     second = {"corpus": {"corpus": texts(FOLDER.corpus)}, "queries": {"queries": texts(FOLDER.queries)}}
     hub_folder(home / "hub" / "taeminlee" / "Ko-mrtydi", second | {"default": parts})
     assert open_collection("mrtydi-ko", "test", say=print) == beir
+
+
+def test_a_split_may_have_a_corpus_of_its_own(home):
+    half = dict(list(FOLDER.corpus.items())[:20])
+    tables = {
+        "corpus": {"dev": texts(FOLDER.corpus), "test": texts(half)},
+        "queries": {"dev": texts(FOLDER.queries), "test": texts({"q": "another"})},
+        "qrels": {"dev": judged(FOLDER.qrels["dev"])},
+    }
+    hub_folder(home / "hub" / "mteb" / "Ko-StrategyQA", tables)
+    said: list[str] = []
+    beir = open_collection("ko-strategyqa", "test", say=said.append)
+    assert (beir.corpus, beir.queries) == (FOLDER.corpus, FOLDER.queries)  # and no row counted as a repeat
+    assert said == [
+        "ko-strategyqa: has no split 'test'; its split 'dev' is measured",
+        "ko-strategyqa: it has 40 documents, not the 9,251 that are published",
+    ]
 
 
 def test_beir_on_the_hub_keeps_ids_that_look_like_numbers(tmp_path, home):
