@@ -34,12 +34,13 @@ NEEDS = {  # system -> what it reads; "tokenizer" is that of either model
     "pretrained": ["idf_dir", "pretrain_dir"],
     "finetuned": ["idf_dir", "model_dir"],
 }
-FOUND_IN = {  # need -> (parameter, what its step writes there), the first that exists is taken
+FOUND_IN = {  # need -> (parameter, what its step writes there)
     "idf_dir": [("idf_dir", "artifacts/idf.json")],
     "pretrain_dir": [("pretrain_dir", "artifacts/final_model")],
     "model_dir": [("model_dir", "artifacts/final_model")],
     "tokenizer": [("model_dir", "artifacts/final_model"), ("pretrain_dir", "artifacts/final_model")],
 }
+BY_HAND = {"idf.json": "idf.json", "final_model": "config.json"}  # what a folder holds that is no step's
 STEP = {"idf_dir": "02_idf", "pretrain_dir": "03_pretrain", "model_dir": "04_finetune"}
 TIMED_QUERIES = 200
 
@@ -288,7 +289,8 @@ def check_inputs(systems: list[str], folders: dict[str, str]) -> dict[str, Path]
 
     Args:
         systems: names, see NEEDS.
-        folders: idf_dir, pretrain_dir, model_dir as the parameters give them.
+        folders: idf_dir, pretrain_dir, model_dir as the parameters give them: folder of a step, or the folder
+            that holds idf.json, or a model folder.
 
     Returns:
         need -> path: "idf_dir" an idf.json; "pretrain_dir", "model_dir", "tokenizer" a model folder.
@@ -300,11 +302,14 @@ def check_inputs(systems: list[str], folders: dict[str, str]) -> dict[str, Path]
 
 
 def _find(system: str, need: str, folders: dict[str, str]) -> Path:
-    places = [(parameter, at_root(folders[parameter]) / name) for parameter, name in FOUND_IN[need]]
-    for _, path in places:
-        if path.exists():
+    places = [(p, at_root(folders[p]), at_root(folders[p]) / name) for p, name in FOUND_IN[need]]
+    for parameter, folder, path in places:
+        plain = folder / BY_HAND[path.name]
+        if folders[parameter] and path.exists():
             return path
-    parameter, path = places[0]
+        if folders[parameter] and plain.is_file():
+            return folder if path.name == "final_model" else plain
+    parameter, _, path = places[0]
     raise FileNotFoundError(
         f"system {system!r} needs {path}, which is not there: run {STEP[parameter]} first "
         f"(`python -m nblib run --only {STEP[parameter]}`), set {parameter}, "

@@ -107,17 +107,16 @@ def _import_names(source: str, inside: str, root: str) -> list[str]:
 def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str, str]:
     """Hash what lies at the DataPath parameters: "name=value" -> sha256 of each that exists.
 
-    A file counts together with the corpus and the queries beside it, which rows of ids refer to. Where the
-    parameters have a sets_dir, what lies there comes first, as it does for those who read it.
+    A file counts together with the corpus and the queries beside it, which rows of ids refer to.
     """
     hashes = {}
-    sets_dir = params.get("sets_dir", "")
-    for name in marked(model, DataPath):
+    for name, mark in marked(model, DataPath).items():
         values = [params[name]] if isinstance(params[name], str) else params[name]
+        first = params.get(mark.within, "")
         for value in values:
             path = at_root(value.removeprefix("sparse:").removeprefix("cross:"))
-            if sets_dir and (inside := at_root(sets_dir) / value).exists():
-                path = inside
+            if first and (at_root(first) / value).exists():
+                path = at_root(first) / value
             if value and path.exists():
                 beside = [] if path.is_dir() else sorted(path.parent.glob("corpus.jsonl*"))
                 beside += [] if path.is_dir() else sorted(path.parent.glob("queries.jsonl*"))
