@@ -88,7 +88,8 @@ EvalDir = Annotated[str, Field(min_length=1), From("05_beir_eval")]
 
 
 class DataPrepParams(NotebookParams):
-    source: Annotated[str, Field(min_length=1), DataPath("sets_dir")]  # "api-docs", BEIR folder, rows file or hub id
+    # "api-docs", a BEIR folder, a rows file or a hub id
+    source: Annotated[str, Field(min_length=1), DataPath("sets_dir")]
     dataset: Name  # name of the set that a folder or file becomes
     more_sources: Annotated[list[str], DataPath("sets_dir")]  # built as well, each under its own name
     sets_dir: SetsDir
@@ -258,8 +259,9 @@ class BeirEvalParams(NotebookParams):
     pretrain_dir: Annotated[str, From("03_pretrain")]
     model_dir: Annotated[str, From("04_finetune")]
     datasets: Annotated[
-        list[Name], Field(min_length=1), DataPath()
+        list[Name], Field(min_length=1), DataPath("sets_dir")
     ]  # built sets, BEIR folders or collections (nblib/data/collections.yaml)
+    sets_dir: SetsDir
     split: Name
     systems: Annotated[list[System], Field(min_length=1)]
     dense_teacher: OptionalModel
