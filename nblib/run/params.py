@@ -250,9 +250,9 @@ class Variant(BaseModel):
     doc_max_ratio: PruneRatio = 0.0
     doc_top_k: Count = 0
     two_phase: bool = False  # heavy query terms find, all terms rank; the three numbers are OpenSearch's
-    two_phase_ratio: Ratio = 0.4
+    two_phase_ratio: PruneRatio = 0.4
     two_phase_expansion: Annotated[float, Field(ge=1)] = 5.0
-    two_phase_window: Positive = 10_000
+    two_phase_window: Annotated[int, Field(ge=50)] = 10_000
     engine: Literal["exact", "seismic"] = "exact"
 
     @model_validator(mode="after")
@@ -312,7 +312,9 @@ class BeirEvalParams(NotebookParams):
         parts = [*self.systems, *self.variants]
         for name, fused in self.hybrids.items():
             if unknown := [part for part in fused if part not in parts]:
-                raise ValueError(f"hybrid {name!r} names {', '.join(unknown)}; it can fuse {', '.join(parts)}")
+                raise ValueError(
+                    f"hybrid {name!r} names {', '.join(unknown)}; it can fuse {', '.join(parts)}"
+                )
             if len(set(fused)) < len(fused):
                 raise ValueError(f"hybrid {name!r} names a system twice")
         names = [*parts, *self.hybrids]
