@@ -70,12 +70,12 @@ def check_one_tokenizer(folders: dict[str, Path]) -> None:
     Raises:
         ValueError: names two that differ.
     """
-    rules = {name: tokenizer_rules(load_tokenizer(str(folder))) for name, folder in folders.items()}
-    first, *others = folders
-    for other in others:
-        if rules[other] != rules[first]:
-            raise ValueError(
-                f"{first} ({folders[first]}) and {other} ({folders[other]}) cut texts by different "
-                "tokenizers, so their terms and one idf.json cannot be compared: give the model of 03 that "
-                "this 04 started from, or evaluate the two apart"
-            )
+    seen: dict[str, str] = {}
+    for name, folder in folders.items():
+        seen.setdefault(tokenizer_rules(load_tokenizer(str(folder))), name)
+    if len(seen) > 1:
+        words = " and ".join(f"{name} ({folders[name]})" for name in seen.values())
+        raise ValueError(
+            f"{words} cut texts by different tokenizers, so their terms and one idf.json cannot be compared: "
+            "give the model of 03 that this 04 started from, or evaluate the two apart"
+        )

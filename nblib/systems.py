@@ -235,9 +235,7 @@ def build_systems(systems: list[str], inputs: dict[str, Path], params: Any, cach
     Raises:
         ValueError: parts that do not belong together, see nblib.belong.
     """
-    check_one_tokenizer(
-        {name: inputs[name] for name in ("model_dir", "pretrain_dir", "tokenizer") if name in inputs}
-    )
+    check_one_tokenizer({need: path for need, path in inputs.items() if need != "idf_dir"})
     length, batch, idf = params.max_length, params.batch_size, inputs.get("idf_dir")
     tokenizer = load_tokenizer(str(inputs["tokenizer"])) if "tokenizer" in inputs else None
     sparse = (idf, length, batch, cache, params.precision)

@@ -130,14 +130,13 @@ def test_the_tokenizer_comes_from_either_model(trained, tmp_path):
     assert found == at_root(trained["pretrain_dir"]) / "artifacts" / "final_model"
 
 
-def test_a_sparse_model_is_refused_as_dense_teacher(trained, tmp_path):
-    with pytest.raises(ValueError, match="not a dense teacher.*as 'finetuned', by model_dir"):
-        systems.dense(trained["model_dir"] + "/artifacts/final_model", 32, 2, tmp_path)
-
-
-def test_empty_input_is_refused():
-    with pytest.raises(ValueError, match="bm25: 0 documents"):
-        run(systems.bm25("english"), [], ["q"], k=1)
+def test_folders_of_a_model_and_of_weights_may_be_given_themselves(trained, tmp_path):
+    model = Path(trained["model_dir"]) / "artifacts" / "final_model"
+    weights = Path(trained["idf_dir"]) / "artifacts" / "idf.json"
+    for idf_dir in (weights, weights.parent):
+        folders = trained | {"model_dir": str(model), "idf_dir": str(idf_dir)}
+        found = systems.check_inputs(["finetuned"], folders)
+        assert found == {"idf_dir": weights, "model_dir": model}
 
 
 # --- data sets and tables
