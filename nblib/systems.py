@@ -22,7 +22,8 @@ from nblib.files import at_root, atomic_file, sha256_paths
 from nblib.idf import load_idf, query_matrix, query_weights_file, token_matrix
 from nblib.run.progress import report
 from nblib.search.bm25 import Bm25
-from nblib.search.exact import postings, top_k_dense, top_k_postings
+from nblib.search.exact import top_k_dense
+from nblib.search.inverted import InvertedIndex
 
 Reps = csr_matrix | np.ndarray
 EncodeQueries = Callable[[list[str]], Reps]
@@ -101,8 +102,8 @@ def run_system(
 
 def _searcher(d_reps: Reps, k: int) -> Callable:
     if issparse(d_reps):
-        lists = postings(d_reps)  # built once: a single query must not pay for it
-        return lambda q_reps, progress=None: top_k_postings(q_reps, lists, k, progress=progress)
+        lists = InvertedIndex.from_csr(d_reps)  # built once: a single query must not pay for it
+        return lambda q_reps, progress=None: lists.search(q_reps, k, progress=progress)
     return lambda q_reps, progress=None: top_k_dense(q_reps, d_reps, k, progress=progress)
 
 
