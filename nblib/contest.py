@@ -19,6 +19,7 @@ from nblib.run.progress import report
 from nblib.search.exact import top_k_dense
 from nblib.search.fusion import reciprocal_rank_fusion
 from nblib.search.inverted import InvertedIndex, TwoPhase
+from nblib.search.seismic import ApproximateIndex
 from nblib.systems import EncodeQueries, System
 
 Search = Callable[..., tuple[np.ndarray, np.ndarray]]
@@ -50,7 +51,7 @@ class Entry:
     name: str
     d_reps: Reps
     encode_queries: EncodeQueries
-    engine: Any  # InvertedIndex, SeismicIndex or DenseProduct
+    engine: Any  # InvertedIndex, ApproximateIndex or DenseProduct
     cost: dict[str, Any]  # of encoding and building
     two_phase: TwoPhase | None = None
 
@@ -125,17 +126,21 @@ def enter(system: System, texts: list[str]) -> Entry:
 def build(d_reps: Reps, engine: str = "exact") -> tuple[Any, dict[str, float]]:
     """Build a search engine over encoded documents.
 
+    Args:
+        d_reps: [N, V] or [N, H].
+        engine: "exact" or "seismic"; dense vectors have one engine only.
+
     Returns:
-        The engine, and {"build_s": seconds}; a dense product is not built and has none.
+        The engine, and {"build_s": seconds in one thread}; a dense product is not built and has none.
+
+    Raises:
+        ImportError: the package of Seismic is not there.
     """
     if not issparse(d_reps):
         return DenseProduct(d_reps), {}
-    if engine == "seismic":
-        from nblib.search.seismic import SeismicIndexer as Engine  # its package has few wheels
-    else:
-        Engine = InvertedIndex
+    make = {"exact": InvertedIndex.from_csr, "seismic": ApproximateIndex}[engine]
     start = time.perf_counter()
-    index = Engine.from_csr(d_reps)
+    index = make(d_reps)
     return index, {"build_s": time.perf_counter() - start}
 
 

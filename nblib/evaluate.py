@@ -16,7 +16,8 @@ import pytrec_eval
 from scipy.sparse import csr_matrix
 
 from nblib.files import atomic_file
-from nblib.search.exact import Run, to_run, top_k
+from nblib.search.exact import Run, to_run
+from nblib.search.inverted import top_k
 
 Qrels = dict[str, dict[str, int]]
 BYTES_PER_POSTING = 8  # a 4 byte document number and a 4 byte float weight, not compressed

@@ -79,6 +79,14 @@ def test_two_phase_finds_by_heavy_terms_and_ranks_by_all():
     assert given.two_phase == TwoPhase(0.9, 5.0, 50)
 
 
+def test_seismic_searches_the_same_documents():
+    pytest.importorskip("seismic", reason="pyseismic-lsr has no wheel for this machine")
+    found = search({"approximate": Variant(of="finetuned", engine="seismic")}, k=2)
+    assert found["approximate"].index[0].tolist() == found["finetuned"].index[0].tolist()
+    np.testing.assert_allclose(found["approximate"].scores[0], found["finetuned"].scores[0], rtol=2e-3)
+    assert found["approximate"].cost["build_s"] > 0
+
+
 def test_documents_are_encoded_once_and_an_index_serves_all_that_share_its_documents():
     encoded = []
     entry = contest.enter(made_up(encoded), TEXTS)
