@@ -312,9 +312,7 @@ class BeirEvalParams(NotebookParams):
         parts = [*self.systems, *self.variants]
         for name, fused in self.hybrids.items():
             if unknown := [part for part in fused if part not in parts]:
-                raise ValueError(
-                    f"hybrid {name!r} names {', '.join(unknown)}; it can fuse {', '.join(parts)}"
-                )
+                raise ValueError(f"hybrid {name!r} of {', '.join(unknown)}: it can fuse {', '.join(parts)}")
             if len(set(fused)) < len(fused):
                 raise ValueError(f"hybrid {name!r} names a system twice")
         names = [*parts, *self.hybrids]
