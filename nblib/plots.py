@@ -161,7 +161,7 @@ def _label_points(ax: Axes, points: list[tuple], lines: list[tuple], free_of: Se
         )  # fmt: skip
         width = text.get_window_extent(renderer).width * 72 / ax.figure.dpi
         places = [(8, 4), (8, -11), (-width - 8, 4), (-width - 8, -11), (-width / 2, 11), (-width / 2, -19)]
-        farther = [(8, step) for step in (18, -25, 32, -39)]
+        farther = [(side, step) for step in (18, -25, 32, -39) for side in (8, -width - 8)]
         _settle(text, places + farther, taken, renderer)
 
 

@@ -36,16 +36,16 @@ def cost_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "dataset": row["dataset"],
             "system": row["system"],
             "FLOPS": _number(row["flops"], 2),
-            "terms per query": _number(row["q_nnz"], 1),
-            "terms per document": _number(row["d_nnz"], 1),
+            "terms/query": _number(row["q_nnz"], 1),
+            "terms/document": _number(row["d_nnz"], 1),
             "L1": _number(row["l1"], 1),
             "index MB": _number(row["index_bytes"], 1, 1e6),
             "build s": _number(row["build_s"], 2),
             "documents/s": _number(row["encode_docs_per_s"], 0),
-            "query ms, median": _number(row["query_ms_p50"], 2),
+            "query ms, p50": _number(row["query_ms_p50"], 2),
             "query ms, p99": _number(row["query_ms_p99"], 2),
         }
-        | {f"queries/s, {n} threads": _number(row[f"queries_per_s_{n}"], 0) for n in THREADS}
+        | {f"queries/s ({n})": _number(row[f"queries_per_s_{n}"], 0) for n in THREADS}
         for row in rows
     )
 

@@ -19,7 +19,7 @@ def test_the_table_says_what_the_rows_say(tmp_path):
     # Differences 0, 1, 1: of the four sign patterns of the two ones, two are as far from 0.
     assert relevance["against bm25"].tolist() == ["", "+.667 [+.000, +1.000] p=.500"]
     assert cost["FLOPS"].tolist() == ["1.23", ""] and cost["index MB"].tolist() == ["2.5", ""]
-    assert cost["queries/s, 2 threads"].tolist() == ["1,234", ""]
+    assert cost["queries/s (2)"].tolist() == ["1,234", ""]
 
     write_table(relevance, tmp_path / "out" / "table")
     markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
