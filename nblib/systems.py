@@ -198,7 +198,7 @@ def check_inputs(systems: list[str], folders: dict[str, str]) -> dict[str, Path]
 
 def _find(system: str, need: str, folders: dict[str, str]) -> Path:
     for parameter in FOUND_IN[need]:
-        if path := _held(parameter, at_root(folders[parameter])):
+        if folders[parameter] and (path := _held(parameter, at_root(folders[parameter]))):
             return path
     parameter = FOUND_IN[need][0]
     wanted = at_root(folders[parameter]) / "artifacts" / _artifact(parameter)
