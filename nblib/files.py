@@ -83,10 +83,15 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_paths(paths: Iterable[str | Path]) -> str:
-    """Hash files and folders by relative name and content, independent of where they lie; 64 hex digits."""
+    """Hash files and folders by relative name and content, independent of where they lie; 64 hex digits.
+
+    Folders that are symbolic links count by what they hold.
+    """
     digest = hashlib.sha256()
     for path in map(Path, paths):
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        walked = os.walk(path, followlinks=True) if path.is_dir() else []
+        inside = (Path(folder, name) for folder, _, names in walked for name in names)
+        files = sorted(file for file in inside if file.is_file()) if path.is_dir() else [path]
         for file in files:
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             digest.update(f"{name}\0{sha256_file(file)}\n".encode())

@@ -1,7 +1,7 @@
 """BEIR folders: corpus.jsonl, queries.jsonl and qrels/<split>.tsv, plain or .gz, checked line by line."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,22 @@ def document_text(doc: Mapping[str, str]) -> str:
     return f"{doc['title']} {doc['text']}".strip()
 
 
-def read_beir(folder: str | Path, *, strict: bool = True, problems: list[Problem] | None = None) -> BeirSet:
+def read_beir(
+    folder: str | Path,
+    *,
+    strict: bool = True,
+    problems: list[Problem] | None = None,
+    split: str = "",
+    keep_absent: bool = False,
+) -> BeirSet:
     """Read and check a BEIR folder; its name becomes the name of the set.
 
     Args:
         folder: holds corpus.jsonl, queries.jsonl and at least one of qrels/*.tsv; each may end in .gz.
         strict: raise at the first bad row; else drop it.
         problems: takes a Problem for each dropped row, and for each row that only repeats another.
+        split: read the judgements of this split only; "" reads all.
+        keep_absent: keep judgements of documents that the corpus lacks, see gather_qrels.
 
     Returns:
         The set. Splits keep their file names; "validation" and "val" become "dev".
@@ -59,15 +68,32 @@ def read_beir(folder: str | Path, *, strict: bool = True, problems: list[Problem
     folder = Path(folder)
     corpus = read_documents(with_gz(folder / "corpus.jsonl"), strict=strict, problems=problems)
     queries = read_queries(with_gz(folder / "queries.jsonl"), strict=strict, problems=problems)
-    qrels = {}
-    for file in sorted((folder / "qrels").glob("*.tsv*")):
-        if file.name.endswith((".tsv", ".tsv.gz")):
-            split = file.name.split(".tsv")[0]
-            split = "dev" if split in ("val", "validation") else split
-            qrels[split] = _read_qrels(Checker(file, strict, problems), corpus, queries)
-    if not qrels:
-        raise FileNotFoundError(f"{folder / 'qrels'} holds no .tsv file; add qrels/test.tsv or another split")
+    files, qrels = split_files(folder), {}
+    for name in [split] if split else files:
+        check = Checker(files[name], strict, problems)
+        qrels[name] = gather_qrels(check, _judgements(check), corpus, queries, keep_absent)
     return BeirSet(folder.resolve().name, corpus, queries, qrels)
+
+
+def split_files(folder: str | Path) -> dict[str, Path]:
+    """Find the judgements of a BEIR folder: split -> file; "validation" and "val" are called "dev".
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    files = [
+        f for f in sorted((Path(folder) / "qrels").glob("*.tsv*")) if f.name.endswith((".tsv", ".tsv.gz"))
+    ]
+    if not files:
+        raise FileNotFoundError(
+            f"{Path(folder) / 'qrels'} holds no .tsv file; add qrels/test.tsv or another split"
+        )
+    return {split_name(file.name.split(".tsv")[0]): file for file in files}
+
+
+def split_name(split: str) -> str:
+    """Give a split our name: "validation" and "val" are "dev"."""
+    return "dev" if split in ("val", "validation") else split
 
 
 def read_documents(
@@ -95,11 +121,21 @@ def parse_document(row: dict[str, Any]) -> dict[str, str]:
     return {"title": title, "text": text}
 
 
-def _read_by_id(check: Checker, parse) -> dict[str, Any]:
-    """Read a file of objects with a unique "_id"."""
+def _read_by_id(check: Checker, parse: Callable[[dict], Any]) -> dict[str, Any]:
+    return gather_by_id(check, read_objects(check), parse)
+
+
+def gather_by_id(
+    check: Checker, rows: Iterable[tuple[int, dict[str, Any]]], parse: Callable[[dict], Any]
+) -> dict[str, Any]:
+    """Gather (line number, object) under their unique "_id"; of a repeated one the first stays.
+
+    Raises:
+        DataError: a bad row (strict), or no usable row at all.
+    """
     found: dict[str, Any] = {}
     lines: dict[str, int] = {}
-    for number, row in read_objects(check):
+    for number, row in rows:
         try:
             key = text_field({"_id": str(row["_id"])} if type(row.get("_id")) is int else row, "_id")
             if len(key.split()) != 1 or key != key.strip():
@@ -115,39 +151,66 @@ def _read_by_id(check: Checker, parse) -> dict[str, Any]:
     return found
 
 
-def _read_qrels(check: Checker, corpus: Mapping, queries: Mapping) -> Qrels:
+def gather_qrels(
+    check: Checker,
+    rows: Iterable[tuple[int, list[str]]],
+    corpus: Mapping,
+    queries: Mapping,
+    keep_absent: bool = False,
+) -> Qrels:
+    """Gather (line number, [query id, document id, grade]) into judgements.
+
+    Args:
+        check: of the file that the rows come from.
+        rows: fields as they stand in the file.
+        corpus, queries: what an id must be known to.
+        keep_absent: a judgement of a document that the corpus lacks stays, and is a Problem of kind "absent":
+            BEIR's evaluator counts such documents as relevant and not found, so published figures do.
+
+    Raises:
+        DataError: a bad row (strict).
+    """
     qrels: Qrels = {}
     lines: dict[tuple[str, str], int] = {}
+    for number, fields in rows:
+        try:
+            query, doc, grade = _judgement(fields, corpus, queries, keep_absent)
+        except RowError as reason:
+            check.bad(number, str(reason))
+            continue
+        first = lines.setdefault((query, doc), number)
+        if first != number and qrels[query][doc] != grade:
+            check.bad(number, f'"{query}" and "{doc}" have another grade on line {first}; keep one of them')
+        elif first != number:
+            check.duplicate(number, first)
+        else:
+            qrels.setdefault(query, {})[doc] = grade
+            if doc not in corpus:
+                check.absent(number, doc)
+    return qrels
+
+
+def _judgements(check: Checker) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each line below the header."""
     rows = read_lines(check)
     number, header = next(rows, (1, ""))
     if header.split("\t") != HEADER:
         check.bad(number, f'header is "{header[:60]}"; the first line must be {"<tab>".join(HEADER)}')
     for number, line in rows:
-        try:
-            query, doc, grade = _judgement(line, corpus, queries)
-        except RowError as reason:
-            check.bad(number, str(reason))
-            continue
-        first = lines.setdefault((query, doc), number)
-        if first == number:
-            qrels.setdefault(query, {})[doc] = grade
-        elif qrels[query][doc] == grade:
-            check.duplicate(number, first)
-        else:
-            check.bad(number, f'"{query}" and "{doc}" have another grade on line {first}; keep one of them')
-    return qrels
+        yield number, line.split("\t")
 
 
-def _judgement(line: str, corpus: Mapping, queries: Mapping) -> tuple[str, str, int]:
-    parts = line.split("\t")
-    if len(parts) != 3:
+def _judgement(
+    fields: list[str], corpus: Mapping, queries: Mapping, keep_absent: bool
+) -> tuple[str, str, int]:
+    if len(fields) != 3:
         raise RowError(
-            f"{len(parts)} fields between tabs, not 3 ({', '.join(HEADER)}); separate them by one tab"
+            f"{len(fields)} fields between tabs, not 3 ({', '.join(HEADER)}); separate them by one tab"
         )
-    query, doc, grade = parts
+    query, doc, grade = fields
     if query not in queries:
         raise RowError(f'unknown query id "{query}"; add it to queries.jsonl or leave the row out')
-    if doc not in corpus:
+    if doc not in corpus and not keep_absent:
         raise RowError(f'unknown document id "{doc}"; add it to corpus.jsonl or leave the row out')
     if not (grade.isascii() and grade.isdigit()):
         raise RowError(f'grade "{grade}" is not a whole number of 0 or more; use 0 for not relevant')

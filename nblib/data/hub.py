@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or a local folder of parquet files in the same layout.
+"""Training data of the Hugging Face hub, or of a local folder of parquet files in the same layout.
 
 Only data files are read: no loading script runs, and trust_remote_code is never given.
 """
@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nblib.data.formats import BeirSet, Qrels
-from nblib.data.lines import Checker, DataError, Problem, RowError, text_field
+from nblib.data.hub_sets import Layout, ask, judgements, read_hub_set
+from nblib.data.lines import Checker, DataError, Problem, RowError
 from nblib.data.rows import KNOWN, Row, parse_row
-from nblib.data.sources import NO_DOWNLOAD, Source, from_rows, with_dev
+from nblib.data.sources import Source, from_rows, with_dev
 
 NUMBERED = re.compile(r"negative_\d+")  # how sentence-transformers names the columns of mined negatives
 
@@ -31,27 +31,17 @@ def load_hub(source: str, name: str, split: str, strict: bool, problems: list[Pr
         DataError: not reachable, needs a script, or columns that make no form; the message names the cure.
     """
     path, _, config = source.partition(":")
-    configs = [] if config else _ask(source, lambda hub: hub.get_dataset_config_names(path))
+    configs = [] if config else ask(source, lambda hub: hub.get_dataset_config_names(path))
     if {"corpus", "queries"} <= set(configs):
-        return Source([with_dev(_beir(path, name, configs, strict, problems))], problems)
-    table = _ask(source, lambda hub: hub.load_dataset(path, config or None, split=split))
+        qrels = next((c for c in ("qrels", "default") if c in configs), None)
+        if qrels is None:
+            raise DataError(f"{path} has corpus and queries but neither qrels nor default: use a BEIR folder")
+        where = Layout(path, qrels=qrels)
+        beir = read_hub_set(where, name, judgements(where), strict=strict, problems=problems)
+        return Source([with_dev(beir)], problems)
+    table = ask(source, lambda hub: hub.load_dataset(path, config or None, split=split))
     check = Checker(f"{source} ({split})", strict, problems)
     return from_rows(name, _rows(table, check), check.path, strict=strict, problems=problems)
-
-
-def _ask(source: str, question):
-    """Call question(datasets) and put a failure into words."""
-    import datasets
-
-    try:
-        return question(datasets)
-    except Exception as error:  # the hub's clients raise a dozen unrelated types
-        if "script" in str(error).lower():
-            cure = "it needs a loading script, which is never run; convert it to parquet"
-        else:
-            cure = "check the id, split and network, set HF_TOKEN if it is gated, or give a BEIR folder"
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(f"cannot read data set {source!r}: {reason}. {cure}. {NO_DOWNLOAD}") from error
 
 
 def _rows(table, check: Checker) -> Iterator[Row]:
@@ -83,46 +73,3 @@ def as_form(raw: dict[str, Any]) -> dict[str, Any]:
 def _natural(key: str) -> tuple[int, str]:
     digits = key.rpartition("_")[2]
     return (int(digits) if digits.isdigit() else 0, key)
-
-
-def _beir(path: str, name: str, configs: list[str], strict: bool, problems: list[Problem]) -> BeirSet:
-    def read(config: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        parts = _ask(path, lambda hub: hub.load_dataset(path, config))
-        return enumerate((row for part in parts.values() for row in part), 1)
-
-    corpus, queries = {}, {}
-    check = Checker(f"{path} (corpus)", strict, problems)
-    for number, row in read("corpus"):
-        try:
-            key = text_field(row, "_id" if "_id" in row else "id")
-            title = row.get("title") or ""
-            corpus[key] = {"title": title, "text": text_field(row, "text", may_be_empty=bool(title))}
-        except RowError as reason:
-            check.bad(number, str(reason))
-    check = Checker(f"{path} (queries)", strict, problems)
-    for number, row in read("queries"):
-        try:
-            queries[text_field(row, "_id" if "_id" in row else "id")] = text_field(row, "text")
-        except RowError as reason:
-            check.bad(number, str(reason))
-    qrels_config = next((c for c in ("qrels", "default") if c in configs), None)
-    if qrels_config is None:
-        raise DataError(f"{path} has corpus and queries but neither qrels nor default: use a BEIR folder")
-    parts = _ask(path, lambda hub: hub.load_dataset(path, qrels_config))
-    check = Checker(f"{path} ({qrels_config})", strict, problems)
-    qrels = {"dev" if s in ("validation", "val") else s: _judged(part, check, corpus, queries)
-             for s, part in parts.items()}  # fmt: skip
-    return BeirSet(name, corpus, queries, qrels)
-
-
-def _judged(part, check: Checker, corpus: dict, queries: dict) -> Qrels:
-    qrels: Qrels = {}
-    for number, row in enumerate(part, 1):
-        query, doc, grade = row.get("query-id"), row.get("corpus-id"), row.get("score", 1)
-        if query not in queries or doc not in corpus:
-            check.bad(number, f'unknown query id "{query}" or document id "{doc}"; leave the row out')
-        elif not float(grade).is_integer() or grade < 0:
-            check.bad(number, f'grade "{grade}" is not a whole number of 0 or more')
-        else:
-            qrels.setdefault(query, {})[doc] = int(grade)
-    return qrels

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+NO_DOWNLOAD = "`python -m nblib run --profile quick` needs no data set: it uses the embedded api-docs"
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 NOT_UTF8 = "save the file as UTF-8 (for instance: iconv -f CP949 -t UTF-8 old > new)"
 
@@ -20,7 +21,9 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a file. kind: "bad" or "duplicate" (a row is dropped), "bom" (it is stripped)."""
+    """One thing wrong with a file. kind: "bad" or "duplicate" (a row is dropped), "bom" (it is stripped),
+    "absent" (a judgement stays although the corpus lacks its document).
+    """
 
     file: str
     line: int
@@ -55,6 +58,11 @@ class Checker:
     def duplicate(self, line: int, first: int) -> None:
         """Write down a row that repeats the one on line `first`."""
         self.problems.append(Problem(str(self.path), line, f"the same row as line {first}", "duplicate"))
+
+    def absent(self, line: int, doc: str) -> None:
+        """Write down a judgement that stays although the corpus lacks its document."""
+        reason = f'the corpus lacks document "{doc}"; the judgement stays'
+        self.problems.append(Problem(str(self.path), line, reason, "absent"))
 
 
 def with_gz(path: str | Path) -> Path:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from nblib.data.api_docs import build_api_docs
 from nblib.data.formats import BeirSet, read_beir, read_documents, read_queries
-from nblib.data.lines import DataError, Problem, with_gz
+from nblib.data.lines import NO_DOWNLOAD, DataError, Problem, with_gz
 from nblib.data.rows import Row, read_rows
 from nblib.files import at_root
 
 EMBEDDED = "api-docs"
-NO_DOWNLOAD = "`python -m nblib run --profile quick` needs no data set: it uses the embedded api-docs"
 BUCKETS = 10  # of the hash of a query: 0 is test, 1 is dev, the others are train
 ROW_FILES = (".jsonl", ".jsonl.gz", ".json", ".ndjson", ".ndjson.gz")
 

@@ -112,6 +112,8 @@ def _run(options: argparse.Namespace, project: Project) -> int:
     summary = runner.run(project, request)
     if table := report.results_table(request.folder):
         print(f"\n{table}")
+    if missing := report.missing_sets(request.folder):
+        print(f"\n{missing}", file=sys.stderr)
     print(f"\n{clock(summary.wall_s)}, peak memory {summary.peak_gib:.2f} GiB with the runner")
     print(f"report: {relative(summary.index)}")
     return 0

@@ -110,10 +110,13 @@ def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str
     A file counts together with the corpus and the queries beside it, which rows of ids refer to.
     """
     hashes = {}
-    for name in marked(model, DataPath):
+    for name, mark in marked(model, DataPath).items():
         values = [params[name]] if isinstance(params[name], str) else params[name]
+        first = params.get(mark.within, "")
         for value in values:
             path = at_root(value.removeprefix("sparse:").removeprefix("cross:"))
+            if first and (at_root(first) / value).exists():
+                path = at_root(first) / value
             if value and path.exists():
                 beside = [] if path.is_dir() else sorted(path.parent.glob("corpus.jsonl*"))
                 beside += [] if path.is_dir() else sorted(path.parent.glob("queries.jsonl*"))

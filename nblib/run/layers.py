@@ -1,6 +1,7 @@
 """Parameters of a step: parameters cell < YAML layer of each profile < -p, then the typed model."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ class Step:
         steps = {name: mark.notebook for name, mark in marked(self.model, From).items()}
         own = self.run_dir.parent
         return {
-            steps[n] if folder == own / steps[n] else f"{n}={self.params[n]}": folder
+            steps[n] if folder == own / steps[n] else f"{n}={relative(folder)}": folder
             for n, folder in self.upstream.items()
         }
 
@@ -206,7 +207,7 @@ def resolve(project: Project, profiles: list[str], name: str, given: dict, outpu
     except ValidationError as error:
         lines = dict.fromkeys(_complaint(e, layered, name, model) for e in error.errors())
         raise BadRequest("\n".join(lines)) from None
-    upstream = {key: at_root(params[key]) for key in upstream}
+    upstream = {key: Path(os.path.normpath(at_root(params[key]))) for key in upstream if params[key]}
     return Step(name, notebook, model, params, outputs / name, upstream)
 
 

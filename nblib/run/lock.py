@@ -12,8 +12,8 @@ class Locked(RuntimeError):
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold folder/.lock while the block runs.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Hold folder/.lock while the block runs; with `wait` only begin when another process is done.
 
     The kernel of the operating system gives the lock back when the process ends, however it ends, so a
     lock file left behind by a killed run is no obstacle. The file itself stays: removing it would let
@@ -25,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="ascii") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             handle.seek(0)
             pid = handle.read().strip() or "unknown"

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class From:
     """Marks a field that holds the folder of an earlier step; the runner fills it in.
 
-    A layer or -p may still name another folder.
+    A layer or -p may still name another folder, or none ("") where the field allows it.
     """
 
     notebook: str
@@ -21,7 +21,11 @@ class From:
 class DataPath:
     """Marks a string (or several: a list, or the keys of a dict) that may be a path; what lies there enters
     the step's key. A kind of teacher before it ("sparse:", "cross:") is no part of the path.
+
+    within: the parameter that names a folder in which the path is looked for first; "" = none.
     """
+
+    within: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,11 +276,13 @@ class Variant(BaseModel):
 
 
 class BeirEvalParams(NotebookParams):
-    data_dir: DataDir
-    idf_dir: IdfDir
-    pretrain_dir: PretrainDir
-    model_dir: ModelDir
-    datasets: Annotated[list[str], Field(min_length=1), DataPath()]  # built sets or BEIR folders
+    data_dir: Annotated[str, From("01_data_prep")]  # "" = no built sets
+    idf_dir: Annotated[str, From("02_idf")]  # "" as for the models: if no system needs it
+    pretrain_dir: Annotated[str, From("03_pretrain")]
+    model_dir: Annotated[str, From("04_finetune")]
+    datasets: Annotated[
+        list[Name], Field(min_length=1), DataPath()
+    ]  # built sets, BEIR folders or collections (nblib/data/collections.yaml)
     split: Name
     systems: Annotated[list[System], Field(min_length=1)]
     variants: dict[FileName, Variant]

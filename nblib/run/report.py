@@ -136,6 +136,13 @@ def write_index(folder: Path, profile: str, names: list[str]) -> Path:
     return folder / "index.html"
 
 
+def missing_sets(folder: Path) -> str:
+    """Say which data sets 05 could not read, one line each; "" if it read all."""
+    file = folder / EVAL / "artifacts" / "missing_sets.json"
+    missing = read_json(file) if file.exists() else {}
+    return "\n".join(f"NOT EVALUATED {name}: {why}" for name, why in missing.items())
+
+
 def _table(head: list[str], rows: list[str], numeric: set[int]) -> str:
     cells = "".join(f'<th class="{"n" if i in numeric else ""}">{escape(h)}</th>' for i, h in enumerate(head))
     return (

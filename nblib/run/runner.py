@@ -110,7 +110,11 @@ def _check_upstream(steps: list[Step]) -> None:
             status = manifest.read(folder).get("status")
             if not folder.exists() or status not in (None, "ok"):
                 state = "has not finished there" if status else "is not there"
-                raise BadRequest(f"{where}, which {state}; run that step too, e.g. --from {folder.name[:2]}")
+                own = folder.parent == step.run_dir.parent
+                cure = (
+                    f"run that step too, e.g. --from {folder.name[:2]}" if own else f"give -p {name}=FOLDER"
+                )
+                raise BadRequest(f"{where}, which {state}; {cure}")
 
 
 def upstream_key(folder: Path, keys: dict[Path, str]) -> str:
