@@ -16,13 +16,19 @@ import pytrec_eval
 from scipy.sparse import csr_matrix
 
 from nblib.files import atomic_file
-from nblib.search.exact import Run, to_run, top_k
+from nblib.search.exact import Run, to_run
+from nblib.search.inverted import top_k
 
 Qrels = dict[str, dict[str, int]]
 BYTES_PER_POSTING = 8  # a 4 byte document number and a 4 byte float weight, not compressed
-RELEVANCE = ("ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100", "recall_at_1000")
-COST = ("flops", "q_nnz", "d_nnz", "l1", "index_bytes", "encode_docs_per_s", "query_ms_p50", "query_ms_p99")
-COLUMNS = ("dataset", "split", "system", *RELEVANCE, *COST, "n_queries", "n_docs")
+RELEVANCE = ("ndcg_at_10", "mrr_at_10", "map", "recall_at_10", "recall_at_100", "recall_at_1000")
+THREADS = (1, 2, 4)  # at which the rate of search is measured
+COST = (
+    "flops", "q_nnz", "d_nnz", "l1", "index_bytes", "build_s", "encode_docs_per_s", "query_ms_p50",
+    "query_ms_p99", *(f"queries_per_s_{n}" for n in THREADS),
+)  # fmt: skip
+RULES = ("top_k", "ignore_identical_ids")  # what the relevance was measured under
+COLUMNS = ("dataset", "split", "system", *RELEVANCE, *COST, *RULES, "n_queries", "n_docs")
 
 
 def score_run(
@@ -42,7 +48,9 @@ def score_run(
             unless told otherwise (in some sets, such as ArguAna, each query is itself a document).
 
     Returns:
-        query id -> ndcg_at_k, mrr_at_k (0 if the first relevant document is below rank k), recall_at_k.
+        query id -> ndcg_at_k, mrr_at_k (0 if the first relevant document is below rank k), recall_at_k, and
+        map: average precision over all documents of the run, so its cut is the depth of the run. A relevant
+        document that the run lacks adds 0.
 
     Raises:
         ValueError: no judgements, no query in common, or a score that is not finite.
@@ -54,7 +62,8 @@ def score_run(
             f"no query of the run is judged: {next(iter(run))!r} there, {next(iter(qrels))!r} in the qrels"
         )
     cuts = ",".join(str(k) for k in k_values)
-    evaluator = pytrec_eval.RelevanceEvaluator(qrels, {f"ndcg_cut.{cuts}", f"recall.{cuts}", "recip_rank"})
+    measures = {f"ndcg_cut.{cuts}", f"recall.{cuts}", "recip_rank", "map"}
+    evaluator = pytrec_eval.RelevanceEvaluator(qrels, measures)
     measured = evaluator.evaluate(
         {qid: _checked(qid, run.get(qid, {}), ignore_identical_ids) for qid in qrels}
     )
@@ -71,7 +80,7 @@ def _checked(qid: str, hits: dict[str, float], ignore_identical_ids: bool) -> di
 def _at_cuts(values: dict[str, float], k_values: Sequence[int]) -> dict[str, float]:
     row = {f"ndcg_at_{k}": values[f"ndcg_cut_{k}"] for k in k_values}
     row |= {f"mrr_at_{k}": values["recip_rank"] * (values["recip_rank"] >= 1 / k) for k in k_values}
-    return row | {f"recall_at_{k}": values[f"recall_{k}"] for k in k_values}
+    return row | {"map": values["map"]} | {f"recall_at_{k}": values[f"recall_{k}"] for k in k_values}
 
 
 def mean_scores(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -124,8 +133,19 @@ def metrics_row(
     per_query: dict[str, dict[str, float]],
     cost: dict[str, Any],
     n_docs: int,
+    *,
+    top_k: int,
+    ignore_identical_ids: bool,
 ) -> dict[str, Any]:
     """Build one row of metrics.json; a cost that a system does not have (FLOPS of a dense one) is None.
+
+    Args:
+        dataset, split, system: names.
+        per_query: of `score_run`.
+        cost: some of the columns COST.
+        n_docs: N, size of the corpus.
+        top_k: documents kept per query, the cut of MAP.
+        ignore_identical_ids: as given to `score_run`.
 
     Raises:
         ValueError: `cost` holds a name that is no column.
@@ -139,6 +159,8 @@ def metrics_row(
         "system": system,
         "n_queries": len(per_query),
         "n_docs": n_docs,
+        "top_k": top_k,
+        "ignore_identical_ids": ignore_identical_ids,
     }
     row |= {name: means[name] for name in RELEVANCE} | {name: cost.get(name) for name in COST}
     return {name: row[name] for name in COLUMNS}

@@ -1,19 +1,17 @@
-"""The data sets and the result table of an evaluation."""
+"""The data sets of an evaluation."""
 
 import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from nblib.data.collections import catalogue, notices, open_collection, read_folder
 from nblib.data.formats import BeirSet, document_text
 from nblib.data.lines import DataError
 from nblib.evaluate import Qrels
-from nblib.files import at_root, write_text
+from nblib.files import at_root
 
 
 @dataclass(frozen=True)
@@ -143,72 +141,4 @@ def missing_text(missing: dict[str, str]) -> str:
     return (
         f"**Not evaluated: {len(missing)} of the data sets.** Means leave them out.\n\n{lines}\n\n"
         "Then run 05 again with `--force`: what was evaluated counts as done."
-    )
-
-
-def relevance_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Lay the relevance of metrics rows out for reading, one line per data set and system.
-
-    A comparison reads "+.031 [+.012, +.050] p<.001": mean difference of nDCG@10, 95 % interval, p after
-    Holm's correction.
-    """
-    lines = []
-    for row in rows:
-        line = {"dataset": row["dataset"], "system": row["system"]}
-        line |= {"nDCG@10": _dot3(row["ndcg_at_10"]), "MRR@10": _dot3(row["mrr_at_10"])}
-        line |= {f"R@{k}": _dot3(row[f"recall_at_{k}"]) for k in (10, 100, 1000)}
-        baselines = [key.removeprefix("diff_vs_") for key in row if key.startswith("diff_vs_")]
-        lines.append(line | {f"against {name}": _comparison(row, name) for name in baselines})
-    return pd.DataFrame(lines)
-
-
-def cost_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """Lay the cost of metrics rows out for reading; empty where a system has no such cost."""
-    return pd.DataFrame(
-        {
-            "dataset": row["dataset"],
-            "system": row["system"],
-            "FLOPS": _number(row["flops"], 2),
-            "terms per query": _number(row["q_nnz"], 1),
-            "terms per document": _number(row["d_nnz"], 1),
-            "index MB": _number(row["index_bytes"], 1, 1e6),
-            "documents/s": _number(row["encode_docs_per_s"], 0),
-            "query ms, median": _number(row["query_ms_p50"], 1),
-            "query ms, p99": _number(row["query_ms_p99"], 1),
-        }
-        for row in rows
-    )
-
-
-def _dot3(value: float) -> str:
-    return f"{value:.3f}".removeprefix("0")
-
-
-def _number(value: float | None, digits: int, unit: float = 1) -> str:
-    return "" if value is None else f"{value / unit:,.{digits}f}"
-
-
-def _comparison(row: dict[str, Any], baseline: str) -> str:
-    diff, low, high, p = (row[f"{name}_vs_{baseline}"] for name in ("diff", "ci_low", "ci_high", "p_holm"))
-    if diff is None:
-        return ""
-    signed = [f"{v:+.3f}".replace("0.", ".", 1) for v in (diff, low, high) if v is not None]
-    interval = f" [{signed[1]}, {signed[2]}]" if len(signed) == 3 else ""
-    return f"{signed[0]}{interval} p{'<.001' if p < 0.001 else '=' + _dot3(p)}"
-
-
-def write_table(table: pd.DataFrame, stem: str | Path) -> None:
-    """Write <stem>.csv and <stem>.md (a pipe table)."""
-    write_text(f"{stem}.csv", table.to_csv(index=False))
-    cells = [list(table.columns), ["---"] * table.shape[1], *table.values.tolist()]
-    lines = ("| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in cells)
-    write_text(f"{stem}.md", "\n".join(lines) + "\n")
-
-
-def per_query_table(per_query: dict[tuple[str, str], dict[str, dict[str, float]]]) -> pd.DataFrame:
-    """Lay (dataset, system) -> query id -> metrics out, one line per query, for questions of one's own."""
-    return pd.DataFrame(
-        {"dataset": dataset, "system": system, "query_id": qid, **values}
-        for (dataset, system), queries in per_query.items()
-        for qid, values in queries.items()
     )

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from nblib.data.formats import document_text, parse_document
 from nblib.data.lines import Checker, RowError, read_objects, with_gz
-from nblib.files import at_root, sha256_file, write_json, write_text
+from nblib.files import at_root, read_json, sha256_file, write_json, write_text
 from nblib.run.progress import report
 
 PIECE = 2_000  # documents tokenized in one go; more fill memory and are no faster
@@ -177,10 +177,9 @@ def cached_idf(
     Returns:
         save_path.
     """
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    vocabulary = hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
-    content = hashlib.sha256("".join(map(sha256_file, corpora)).encode()).hexdigest()
-    entry = cache / f"idf-{content[:16]}-{vocabulary[:16]}-{default_idf:g}.json"
+    vocabulary = tokenizer_rules(tokenizer)[:16]
+    content = hashlib.sha256("".join(map(sha256_file, corpora)).encode()).hexdigest()[:16]
+    entry = cache / f"idf-{content}-{vocabulary}-{default_idf:g}.json"
     if not entry.exists():
         compute_idf_weights(
             chain.from_iterable(map(_texts, corpora)),
@@ -192,6 +191,12 @@ def cached_idf(
         )
     write_text(save_path, entry.read_text(encoding="utf-8"))
     return save_path
+
+
+def tokenizer_rules(tokenizer) -> str:
+    """Hash all that decides how a fast tokenizer cuts a text, its vocabulary included; the cut does not."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
 
 def _texts(corpus: Path) -> Iterator[str]:
@@ -216,17 +221,18 @@ def load_idf(path: str | Path, tokenizer, default_idf: float = 1.0) -> np.ndarra
         idf: [V] float32; special tokens 0.
 
     Raises:
-        ValueError: not an object of finite numbers, or under half of the vocabulary is named,
-            which means that the file belongs to another tokenizer.
+        ValueError: not an object of finite numbers; or the file belongs to another tokenizer, since it names
+            a token that this one lacks, or under half of those that it has.
     """
     weights = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(weights, dict):
         raise ValueError(f"{path}: want a JSON object of token: weight, got {type(weights).__name__}")
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    known = sum(token in weights for token in tokens)
-    if known < len(tokens) / 2:
+    known, foreign = sum(token in weights for token in tokens), sorted(weights.keys() - set(tokens))
+    if foreign or known < len(tokens) / 2:
+        more = f" and {len(foreign)} that it lacks, such as {foreign[0]!r}" if foreign else ""
         raise ValueError(
-            f"{path} names {known} of the {len(tokens)} tokens of this tokenizer; "
+            f"{path} names {known} of the {len(tokens)} tokens of this tokenizer{more}; "
             "it was made for another one: run 02_idf with the backbone's tokenizer"
         )
     try:
@@ -240,10 +246,26 @@ def load_idf(path: str | Path, tokenizer, default_idf: float = 1.0) -> np.ndarra
     return idf
 
 
+def query_side(model_folder: str | Path) -> str:
+    """Tell how a model of 03 or 04 was trained to read queries, see nblib.model.retriever."""
+    return read_json(Path(model_folder) / "sparse_config.json").get("query_side", "idf")
+
+
 def query_weights_file(idf_path: str | Path, model_folder: str | Path) -> Path:
-    """Name the query weights that belong to a model: its own where it was trained with others than 02's."""
+    """Name the query weights that belong to a model: its own where it was trained with others than 02's.
+
+    Raises:
+        ValueError: the model was trained with weights of its own, and they are not in its folder.
+    """
     own = Path(model_folder) / "idf.json"
-    return own if own.exists() else Path(idf_path)
+    if own.exists():
+        return own
+    if (side := query_side(model_folder)) in ("learned-idf", "binary"):
+        raise ValueError(
+            f"{model_folder} was trained with query_side {side}, but the idf.json that 04 wrote there is "
+            f"gone; {idf_path} is of another kind: copy the whole folder, or run 04_finetune again"
+        )
+    return Path(idf_path)
 
 
 def token_matrix(

@@ -1,6 +1,7 @@
 """Figures of the reports. Each function takes data, draws on an Axes or Figure, returns it; no plt.show()."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -34,7 +35,7 @@ LOSS_PANELS = (
 )  # fmt: skip
 LOG_SCALE = {"flops", "d_nnz"}
 AS_IT_IS = {"lambda", "learning_rate", "eval_ndcg_at_10", "eval_flops"}  # nothing to smooth
-TEXT = "#333333"
+TEXT, PUBLISHED, HOLLOW = "#333333", "#555555", "Do^sv<>"  # colours; markers of published figures
 
 
 def set_style(hangul: bool = False) -> str | None:
@@ -83,7 +84,12 @@ def style_of(system: str) -> tuple[str, str]:
     return OTHER_COLOURS[sum(system.encode()) % len(OTHER_COLOURS)], "o"
 
 
-def relevance_flops(ax: Axes, rows: list[dict[str, Any]], metric: str = "ndcg_at_10") -> Axes:
+def relevance_flops(
+    ax: Axes,
+    rows: list[dict[str, Any]],
+    metric: str = "ndcg_at_10",
+    published: Sequence[dict[str, Any]] = (),
+) -> Axes:
     """Draw relevance against FLOPS, one marker per system; up and to the left is better.
 
     A system without FLOPS (dense) is a dashed line at its height: it has no place on the x axis.
@@ -92,8 +98,14 @@ def relevance_flops(ax: Axes, rows: list[dict[str, Any]], metric: str = "ndcg_at
         ax: where to draw.
         rows: metrics rows of one data set: system, flops (None = dense), and the metric (0 to 1).
         metric: name of the column on the y axis.
+        published: figures of others (see nblib.published), drawn hollow; those without FLOPS are left out.
     """
-    sparse = [r for r in rows if r["flops"]]
+    sparse, others = [r for r in rows if r.get("flops")], [r for r in published if r["flops"]]
+    for row, marker in zip(others, HOLLOW * len(others), strict=False):
+        label = f"{row['system']} {row[metric]:.3f}"
+        ax.plot(row["flops"], row[metric], marker, color=PUBLISHED, fillstyle="none", label=label, zorder=2)
+    if others:
+        ax.legend(title="published", loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
     for row in sparse:
         colour, marker = style_of(row["system"])
         ax.plot(row["flops"], row[metric], marker, color=colour, markersize=9, zorder=3)
@@ -102,11 +114,12 @@ def relevance_flops(ax: Axes, rows: list[dict[str, Any]], metric: str = "ndcg_at
     )
     ax.set_title("Relevance against cost")
     _plain_log(ax)
-    _pad_limits(ax, [r["flops"] for r in sparse], [r[metric] for r in rows])
+    _pad_limits(ax, [r["flops"] for r in sparse + others], [r[metric] for r in [*rows, *others]])
     lines = [(row["system"], row[metric]) for row in rows if not row["flops"]]
     for name, height in lines:
         ax.axhline(height, color=style_of(name)[0], linestyle="--", linewidth=1.2, zorder=1)
-    _label_points(ax, [(r["system"], r["flops"], r[metric]) for r in sparse], lines)
+    free_of = [(r["flops"], r[metric]) for r in others]
+    _label_points(ax, [(r["system"], r["flops"], r[metric]) for r in sparse], lines, free_of)
     return ax
 
 
@@ -125,11 +138,14 @@ def _pad_limits(ax: Axes, x: list[float], y: list[float]) -> None:
     ax.set_ylim(middle - half, middle + half)
 
 
-def _label_points(ax: Axes, points: list[tuple], lines: list[tuple]) -> None:
-    """Name points and dashed lines; each label takes the first free place around its point."""
+def _label_points(ax: Axes, points: list[tuple], lines: list[tuple], free_of: Sequence[tuple] = ()) -> None:
+    """Name points and dashed lines; each label takes the first free place around its point.
+
+    free_of: (x, y) of other markers that no label may cover.
+    """
     ax.figure.draw_without_rendering()  # the layout must stand before boxes are measured
     renderer = ax.figure.canvas.get_renderer()
-    spots = [ax.transData.transform((x, y)) for _, x, y in points]
+    spots = [ax.transData.transform(xy) for xy in [*((x, y) for _, x, y in points), *free_of]]
     taken = [Bbox.from_extents(px - 7, py - 7, px + 7, py + 7) for px, py in spots]
     for name, height in lines:
         text = ax.annotate(
@@ -145,7 +161,7 @@ def _label_points(ax: Axes, points: list[tuple], lines: list[tuple]) -> None:
         )  # fmt: skip
         width = text.get_window_extent(renderer).width * 72 / ax.figure.dpi
         places = [(8, 4), (8, -11), (-width - 8, 4), (-width - 8, -11), (-width / 2, 11), (-width / 2, -19)]
-        farther = [(8, step) for step in (18, -25, 32, -39)]
+        farther = [(side, step) for step in (18, -25, 32, -39) for side in (8, -width - 8)]
         _settle(text, places + farther, taken, renderer)
 
 

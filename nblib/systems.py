@@ -1,30 +1,26 @@
-"""Retrieval systems side by side: each turns documents and queries into reps; the search is shared.
+"""Retrieval systems side by side: each turns documents and queries into reps; `nblib.contest` searches them.
 
 N documents, Q queries, V terms (of a vocabulary or of an index), H dimensions of a dense vector.
 """
 
 import functools
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
-from scipy.sparse import csr_matrix, issparse
 
 from nblib.backbones import load_tokenizer
-from nblib.evaluate import sparse_cost
-from nblib.files import at_root, atomic_file, sha256_paths
-from nblib.idf import load_idf, query_matrix, query_weights_file, token_matrix
+from nblib.belong import check_model, check_one_tokenizer, query_weights
+from nblib.encoded import Reps, cached
+from nblib.files import at_root, sha256_paths
+from nblib.idf import load_idf, query_matrix, token_matrix
 from nblib.run.progress import report
 from nblib.search.bm25 import Bm25
-from nblib.search.exact import postings, top_k_dense, top_k_postings
 
-Reps = csr_matrix | np.ndarray
 EncodeQueries = Callable[[list[str]], Reps]
 NEEDS = {  # system -> what it reads; "tokenizer" is that of either model
     "bm25": [],
@@ -34,15 +30,13 @@ NEEDS = {  # system -> what it reads; "tokenizer" is that of either model
     "pretrained": ["idf_dir", "pretrain_dir"],
     "finetuned": ["idf_dir", "model_dir"],
 }
-FOUND_IN = {  # need -> (parameter, what its step writes there)
-    "idf_dir": [("idf_dir", "artifacts/idf.json")],
-    "pretrain_dir": [("pretrain_dir", "artifacts/final_model")],
-    "model_dir": [("model_dir", "artifacts/final_model")],
-    "tokenizer": [("model_dir", "artifacts/final_model"), ("pretrain_dir", "artifacts/final_model")],
+FOUND_IN = {  # need -> parameters, the first that leads to it is taken
+    "idf_dir": ["idf_dir"],
+    "pretrain_dir": ["pretrain_dir"],
+    "model_dir": ["model_dir"],
+    "tokenizer": ["model_dir", "pretrain_dir"],
 }
-BY_HAND = {"idf.json": "idf.json", "final_model": "config.json"}  # what a folder holds that is no step's
 STEP = {"idf_dir": "02_idf", "pretrain_dir": "03_pretrain", "model_dir": "04_finetune"}
-TIMED_QUERIES = 200
 
 
 @dataclass(frozen=True)
@@ -55,62 +49,6 @@ class System:
     name: str
     index: Callable[[list[str]], tuple[Reps, EncodeQueries, float]]
     tokenizer: Any = None  # names the V terms; None if they are not a tokenizer's
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a system found, and at what cost (columns `nblib.evaluate.COST`)."""
-
-    index: np.ndarray  # [Q, k] document numbers, -1 = no hit
-    scores: np.ndarray  # [Q, k]
-    q_reps: Reps
-    d_reps: Reps
-    cost: dict[str, Any]
-
-    @property
-    def d_nnz(self) -> np.ndarray | None:
-        """[N] non-zero terms of each document; None for a dense system."""
-        return np.asarray((self.d_reps != 0).sum(axis=1)).ravel() if issparse(self.d_reps) else None
-
-
-def run_system(
-    system: System, texts: list[str], queries: list[str], k: int, timed_queries: int = TIMED_QUERIES
-) -> Result:
-    """Index a corpus, search all queries exactly, and measure the cost.
-
-    query_ms_p50 and query_ms_p99 are the milliseconds from one query text to its k best documents, one query
-    at a time in this process, over the first `timed_queries` queries (after three that are not counted).
-
-    Raises:
-        ValueError: no documents or no queries.
-    """
-    if not texts or not queries:
-        raise ValueError(f"{system.name}: {len(texts)} documents and {len(queries)} queries; both are needed")
-    d_reps, encode_queries, seconds = system.index(texts)
-    search = _searcher(d_reps, k)
-    q_reps = encode_queries(queries)
-    index, scores = search(q_reps, lambda done, total: report(f"{system.name}: search", done, total))
-    sample = queries[:timed_queries]
-    for text in sample[:3]:
-        search(encode_queries([text]))
-    times = [_milliseconds(lambda t=text: search(encode_queries([t]))) for text in sample]
-    cost = sparse_cost(q_reps, d_reps) if issparse(d_reps) else {}
-    cost["encode_docs_per_s"] = len(texts) / max(seconds, 1e-9)
-    cost["query_ms_p50"], cost["query_ms_p99"] = (float(p) for p in np.percentile(times, [50, 99]))
-    return Result(index, scores, q_reps, d_reps, cost)
-
-
-def _searcher(d_reps: Reps, k: int) -> Callable:
-    if issparse(d_reps):
-        lists = postings(d_reps)  # built once: a single query must not pay for it
-        return lambda q_reps, progress=None: top_k_postings(q_reps, lists, k, progress=progress)
-    return lambda q_reps, progress=None: top_k_dense(q_reps, d_reps, k, progress=progress)
-
-
-def _milliseconds(action: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    action()
-    return 1000 * (time.perf_counter() - start)
 
 
 def bm25(analyzer: str | Callable[[str], list[str]], name: str = "bm25") -> System:
@@ -159,9 +97,13 @@ def learned_sparse(
     """A NeuralSparseEncoder folder of 03 or 04: documents through the encoder, queries as it was trained to.
 
     precision: "fp32", or "bf16", whose weights differ in the third digit.
+
+    Raises:
+        ValueError: another kind of model, or query weights that are not the model's.
     """
+    check_model(name, folder)
     tokenizer = load_tokenizer(str(folder))
-    idf = load_idf(query_weights_file(idf_path, folder), tokenizer)
+    idf = query_weights(idf_path, folder, tokenizer)
     model = functools.cache(lambda: _load_sparse(folder, max_length, precision))  # once, and late
 
     def encode(texts: list[str]) -> Reps:
@@ -237,60 +179,13 @@ def dense(teacher: str, max_length: int, batch_size: int, cache: Path) -> System
     return System("dense", index)
 
 
-def cached(
-    folder: Path, version: list[str], texts: list[str], encode: Callable[[list[str]], Reps]
-) -> tuple[Reps, float]:
-    """Encode a corpus, or read what an earlier, interrupted evaluation encoded.
-
-    Args:
-        folder: holds one npz for each pair of model and corpus.
-        version: strings that decide the result besides the texts: hash of the model, length.
-        texts: the corpus; every text enters the file's name by its hash.
-        encode: texts -> reps.
-
-    Returns:
-        The reps, and the seconds that `encode` took when it ran.
-    """
-    digest = hashlib.sha256("\0".join(version).encode())
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
-    path = folder / f"{digest.hexdigest()[:20]}.npz"
-    if path.exists():
-        try:
-            return _read_reps(path)
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
-            print(f"{path.name} cannot be read ({error}); encoding again")
-    start = time.perf_counter()
-    reps = encode(texts)
-    seconds = time.perf_counter() - start
-    _write_reps(path, reps, seconds)
-    return reps, seconds
-
-
-def _write_reps(path: Path, reps: Reps, seconds: float) -> None:
-    arrays = {"dense": reps}
-    if issparse(reps):
-        arrays = {name: getattr(reps, name) for name in ("data", "indices", "indptr")}
-        arrays["shape"] = np.array(reps.shape)
-    with atomic_file(path) as tmp, open(tmp, "wb") as handle:  # a handle: numpy would append .npz to a name
-        np.savez(handle, seconds=seconds, **arrays)
-
-
-def _read_reps(path: Path) -> tuple[Reps, float]:
-    with np.load(path, allow_pickle=False) as held:
-        if "dense" in held:
-            return held["dense"], float(held["seconds"])
-        parts = (held["data"], held["indices"], held["indptr"])
-        return csr_matrix(parts, shape=tuple(held["shape"])), float(held["seconds"])
-
-
 def check_inputs(systems: list[str], folders: dict[str, str]) -> dict[str, Path]:
     """Find what the chosen systems read, before anything is encoded.
 
     Args:
         systems: names, see NEEDS.
-        folders: idf_dir, pretrain_dir, model_dir as the parameters give them: folder of a step, or the folder
-            that holds idf.json, or a model folder.
+        folders: idf_dir, pretrain_dir, model_dir as the parameters give them: the folder of a step's run, or
+            that of a model, or an idf.json.
 
     Returns:
         need -> path: "idf_dir" an idf.json; "pretrain_dir", "model_dir", "tokenizer" a model folder.
@@ -302,19 +197,30 @@ def check_inputs(systems: list[str], folders: dict[str, str]) -> dict[str, Path]
 
 
 def _find(system: str, need: str, folders: dict[str, str]) -> Path:
-    places = [(p, at_root(folders[p]), at_root(folders[p]) / name) for p, name in FOUND_IN[need]]
-    for parameter, folder, path in places:
-        plain = folder / BY_HAND[path.name]
-        if folders[parameter] and path.exists():
+    for parameter in FOUND_IN[need]:
+        if folders[parameter] and (path := _held(parameter, at_root(folders[parameter]))):
             return path
-        if folders[parameter] and plain.is_file():
-            return folder if path.name == "final_model" else plain
-    parameter, _, path = places[0]
+    parameter = FOUND_IN[need][0]
+    wanted = at_root(folders[parameter]) / "artifacts" / _artifact(parameter)
     raise FileNotFoundError(
-        f"system {system!r} needs {path}, which is not there: run {STEP[parameter]} first "
+        f"system {system!r} needs {wanted}, which is not there: run {STEP[parameter]} first "
         f"(`python -m nblib run --only {STEP[parameter]}`), set {parameter}, "
         f"or take {system!r} out of systems"
     )
+
+
+def _held(parameter: str, given: Path) -> Path | None:
+    """Find what a step wrote into the folder of its run, or what was given in its place."""
+    written = given / "artifacts" / _artifact(parameter)
+    if written.exists():
+        return written
+    if parameter == "idf_dir":
+        return next((file for file in (given / "idf.json", given) if file.is_file()), None)
+    return given if (given / "config.json").is_file() else None
+
+
+def _artifact(parameter: str) -> str:
+    return "idf.json" if parameter == "idf_dir" else "final_model"
 
 
 def build_systems(systems: list[str], inputs: dict[str, Path], params: Any, cache: Path) -> list[System]:
@@ -325,7 +231,11 @@ def build_systems(systems: list[str], inputs: dict[str, Path], params: Any, cach
         inputs: what `check_inputs` found.
         params: BeirEvalParams: bm25_analyzer, dense_teacher, max_length, batch_size, precision.
         cache: folder for encoded documents.
+
+    Raises:
+        ValueError: parts that do not belong together, see nblib.belong.
     """
+    check_one_tokenizer({need: path for need, path in inputs.items() if need != "idf_dir"})
     length, batch, idf = params.max_length, params.batch_size, inputs.get("idf_dir")
     tokenizer = load_tokenizer(str(inputs["tokenizer"])) if "tokenizer" in inputs else None
     sparse = (idf, length, batch, cache, params.precision)

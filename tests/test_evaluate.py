@@ -2,13 +2,17 @@
 
 import math
 
+import beir.retrieval.custom_metrics
+import beir.retrieval.evaluation
 import numpy as np
 import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 from scipy.sparse import csr_array, csr_matrix
 
+from nblib.contest import search_all
 from nblib.evaluate import (
     COLUMNS,
+    RELEVANCE,
     evaluate_model,
     flops,
     mean_scores,
@@ -18,7 +22,13 @@ from nblib.evaluate import (
     sparse_cost,
     write_trec,
 )
+from nblib.experiment import load_eval_set
+from nblib.files import ROOT
+from nblib.published import published_for
+from nblib.search.exact import to_run
+from nblib.systems import bm25
 
+SCIFACT = ROOT.parent / "shared" / "data" / "scifact"
 CORPUS = {
     "d1": {"title": "", "text": "Sort the rows of a table by one column."},
     "d2": {"title": "", "text": "Draw a line between two points of the figure."},
@@ -37,6 +47,13 @@ def test_ndcg_mrr_recall_by_hand():
     assert per_query["ndcg_at_10"] == pytest.approx(dcg / (2 + 1 / math.log2(3)))
     assert per_query["mrr_at_10"] == 0.5
     assert per_query["recall_at_10"] == 1.0
+    assert per_query["map"] == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+def test_map_reaches_as_deep_as_the_run_and_a_missing_document_adds_nothing():
+    run = {"q": {f"d{i:04}": 2000.0 - i for i in range(1500)}}
+    assert score_run({"q": {"d0000": 1, "d1200": 1}}, run)["q"]["map"] == pytest.approx((1 + 2 / 1201) / 2)
+    assert score_run({"q": {"d0000": 1, "none": 1}}, run)["q"]["map"] == 0.5
 
 
 def test_cut_offs():
@@ -68,8 +85,21 @@ def test_equal_scores_follow_trec_eval_not_the_order_of_the_run():
     assert score_run({"q": {"b": 1}}, one)["q"]["mrr_at_10"] == 1.0  # largest id first
 
 
+def beir_means(monkeypatch, qrels, run, ignore=True):
+    """Measure by BEIR's own evaluator, without its rounding to 5 digits; a global hides the builtin."""
+    for module in (beir.retrieval.evaluation, beir.retrieval.custom_metrics):
+        monkeypatch.setattr(module, "round", lambda value, digits: value, raising=False)
+    copied = {qid: dict(hits) for qid, hits in run.items()}  # BEIR drops ids in place
+    cuts = [10, 100, 1000]
+    ndcg, average, recall, _ = EvaluateRetrieval.evaluate(qrels, copied, cuts, ignore_identical_ids=ignore)
+    mrr = EvaluateRetrieval.evaluate_custom(qrels, copied, [10], "mrr")
+    return {f"recall_at_{k}": recall[f"Recall@{k}"] for k in cuts} | {
+        "ndcg_at_10": ndcg["NDCG@10"], "map": average["MAP@1000"], "mrr_at_10": mrr["MRR@10"]
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("ignore", [True, False])
-def test_equals_beir(ignore):
+def test_equals_beir_on_a_made_up_set(monkeypatch, ignore):
     rng = np.random.default_rng(0)
     ids = [f"d{i}" for i in range(200)]
     qrels = {
@@ -82,17 +112,32 @@ def test_equals_beir(ignore):
     }
     run["d5"]["d5"] = 2.0
     ours = mean_scores(score_run(qrels, run, ignore_identical_ids=ignore))
-    copied = {qid: dict(hits) for qid, hits in run.items()}  # BEIR drops ids in place
-    ndcg, _, recall, _ = EvaluateRetrieval.evaluate(
-        qrels, copied, [10, 100, 1000], ignore_identical_ids=ignore
-    )
-    mrr = EvaluateRetrieval.evaluate_custom(qrels, copied, [10], "mrr")
-    theirs = {f"ndcg_at_{k}": ndcg[f"NDCG@{k}"] for k in (10, 100, 1000)}
-    theirs |= {f"recall_at_{k}": recall[f"Recall@{k}"] for k in (10, 100, 1000)} | {
-        "mrr_at_10": mrr["MRR@10"]
-    }
-    for name, value in theirs.items():
-        assert round(ours[name], 5) == pytest.approx(value, abs=1e-6), name  # BEIR rounds to 5 digits
+    theirs = beir_means(monkeypatch, qrels, run, ignore)
+    assert set(theirs) == set(RELEVANCE)
+    assert {name: ours[name] for name in theirs} == pytest.approx(theirs, abs=1e-9)
+
+
+@pytest.mark.skipif(not SCIFACT.is_dir(), reason="../shared/data is not there")
+def test_bm25_on_scifact_equals_brute_force_beir_and_the_published_figure(monkeypatch):
+    data = load_eval_set(str(SCIFACT), "", "test")
+    (result,) = search_all([bm25("english")], data.texts, data.queries, 1000, timed_queries=5)
+    found = to_run(data.query_ids, data.doc_ids, result.index, result.scores)
+    ours = mean_scores(score_run(data.qrels, found))
+    full = (result.q_reps.astype(np.float64) @ result.d_reps.T.astype(np.float64)).toarray()  # [Q, N]
+    order = np.argsort(-full, axis=1, kind="stable")[:, :1000]
+    brute = to_run(data.query_ids, data.doc_ids, order, np.take_along_axis(full, order, axis=1))
+    brute = {q: {d: float(np.float32(s)) for d, s in hits.items() if s > 0} for q, hits in brute.items()}
+    for run in (found, brute):
+        theirs = beir_means(monkeypatch, data.qrels, run)
+        assert {name: ours[name] for name in theirs} == pytest.approx(theirs, abs=1e-6)
+
+    row = metrics_row(data.name, "test", "bm25", score_run(data.qrels, found), {}, len(data.texts),
+                      top_k=1000, ignore_identical_ids=True)  # fmt: skip
+    (anserini,) = [one for one in published_for([row]) if one["system"] == "BM25"]
+    assert anserini["ndcg_at_10"] == 0.6789
+    assert ours["ndcg_at_10"] == pytest.approx(anserini["ndcg_at_10"], abs=0.01)
+    assert ours["ndcg_at_10"] == pytest.approx(0.686, abs=0.002)  # of data/README.md, by bm25s itself
+    assert ours["recall_at_100"] == pytest.approx(0.913, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -134,17 +179,22 @@ def test_flops_needs_one_vocabulary():
         flops(csr_matrix((1, 2)), csr_matrix((1, 3)))
 
 
+RULES = {"top_k": 100, "ignore_identical_ids": False}
+
+
 def test_a_row_has_the_columns_of_the_contract_in_order():
     per_query = score_run({"q": {"d": 1}}, {"q": {"d": 1.0}})
-    row = metrics_row("set", "test", "dense", per_query, {"encode_docs_per_s": 5.0}, n_docs=3)
+    row = metrics_row("set", "test", "dense", per_query, {"encode_docs_per_s": 5.0}, 3, **RULES)
     assert tuple(row) == COLUMNS == (
-        "dataset", "split", "system", "ndcg_at_10", "mrr_at_10", "recall_at_10", "recall_at_100",
-        "recall_at_1000", "flops", "q_nnz", "d_nnz", "l1", "index_bytes", "encode_docs_per_s", "query_ms_p50",
-        "query_ms_p99", "n_queries", "n_docs",
+        "dataset", "split", "system", "ndcg_at_10", "mrr_at_10", "map", "recall_at_10", "recall_at_100",
+        "recall_at_1000", "flops", "q_nnz", "d_nnz", "l1", "index_bytes", "build_s", "encode_docs_per_s",
+        "query_ms_p50", "query_ms_p99", "queries_per_s_1", "queries_per_s_2", "queries_per_s_4", "top_k",
+        "ignore_identical_ids", "n_queries", "n_docs",
     )  # fmt: skip
+    assert row["top_k"] == 100 and row["ignore_identical_ids"] is False
     assert row["flops"] is None and row["n_queries"] == 1 and row["ndcg_at_10"] == 1.0
     with pytest.raises(ValueError, match="speed"):
-        metrics_row("set", "test", "x", per_query, {"speed": 1}, 3)
+        metrics_row("set", "test", "x", per_query, {"speed": 1}, 3, **RULES)
 
 
 @pytest.mark.parametrize("name", ["a.trec", "a.trec.gz"])

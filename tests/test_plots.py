@@ -67,6 +67,27 @@ def test_relevance_flops_with_a_dense_system_only():
     assert len(ax.texts) == 1
 
 
+def test_published_points_are_hollow_named_beside_the_axes_and_left_free():
+    fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    others = [{"system": f"P{i}", "ndcg_at_10": 0.5 + i / 100, "flops": 1 + i} for i in range(7)]
+    unknown = {"system": "no flops", "ndcg_at_10": 0.9, "flops": None}
+    plots.relevance_flops(ax, rows(*CASES["spread"]), published=[*others, unknown])
+    fig.canvas.draw()
+    hollow = [line for line in ax.lines if line.get_fillstyle() == "none"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in hollow] == [
+        (one["flops"], one["ndcg_at_10"]) for one in others
+    ]
+    assert len({line.get_marker() for line in hollow}) == 7
+    legend = ax.get_legend()
+    assert legend.get_title().get_text() == "published"
+    assert [t.get_text() for t in legend.get_texts()][:2] == ["P0 0.500", "P1 0.510"]
+    assert legend.get_window_extent().x0 >= ax.get_window_extent().x1
+    for text in ax.texts:
+        box = text.get_window_extent()
+        for line in hollow:
+            assert not box.contains(*ax.transData.transform(line.get_xydata()[0])), text.get_text()
+
+
 def test_bars_carry_their_values_and_data_sets():
     _, ax = plt.subplots()
     both = rows(*CASES["spread"], "one") + rows(*CASES["crowded"], "two")

@@ -1,66 +1,26 @@
-"""Every system end to end on a few documents, the cache, the refusals, and a published BM25 figure."""
+"""Every system end to end on a few documents, the cache, missing models, and the data sets."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.sparse import issparse
 
 from nblib import systems
-from nblib.backbones import EMBEDDED, load_tokenizer, make_tiny_bert
-from nblib.evaluate import COST, mean_scores, metrics_row, score_run
-from nblib.experiment import (
-    cost_table,
-    load_eval_set,
-    load_eval_sets,
-    per_query_table,
-    relevance_table,
-    write_table,
-)
-from nblib.files import ROOT, at_root
-from nblib.idf import compute_idf_weights, load_idf
+from nblib.backbones import load_tokenizer
+from nblib.encoded import cached
+from nblib.evaluate import COST
+from nblib.experiment import load_eval_set, load_eval_sets
+from nblib.files import at_root
+from nblib.idf import load_idf
 from nblib.model.encoder import NeuralSparseEncoder
-from nblib.search.exact import to_run
-from nblib.significance import compare_with
-
-TEXTS = [
-    "Sort the rows of a table by one column.",
-    "Draw a line between two points of the figure.",
-    "Load a table from a file on disk.",
-    "Compute the mean of each column.",
-    "Close the file.",
-]
-QUERIES = ["draw lines", "load file", "mean of a column"]
-SCIFACT = ROOT.parent / "shared" / "data" / "scifact"
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Folders as 02, 03 and 04 leave them, with a small random model."""
-    base = tmp_path_factory.mktemp("steps")
-    bert = make_tiny_bert(base / "bert", TEXTS + QUERIES, vocab_size=200)
-    for step in ("03", "04"):
-        folder = base / step / "artifacts" / "final_model"
-        folder.mkdir(parents=True)
-        NeuralSparseEncoder(str(bert), max_length=32).save_pretrained(folder)
-    compute_idf_weights(TEXTS, load_tokenizer(str(bert)), base / "02" / "artifacts" / "idf.json")
-    return {"idf_dir": str(base / "02"), "pretrain_dir": str(base / "03"), "model_dir": str(base / "04")}
-
-
-def all_systems(trained, cache, names=None, precision="fp32"):
-    names = names or ["bm25", "bm25-tokens", "dense", "idf-bag", "pretrained", "finetuned"]
-    params = SimpleNamespace(
-        bm25_analyzer="english", dense_teacher=EMBEDDED, max_length=32, batch_size=2, precision=precision
-    )
-    inputs = systems.check_inputs(names, trained)
-    return systems.build_systems(names, inputs, params, cache)
+from tests.steps import QUERIES, TEXTS, all_systems, run
 
 
 def test_every_system_gives_a_full_result(trained, tmp_path):
     for system in all_systems(trained, tmp_path):
-        result = systems.run_system(system, TEXTS, QUERIES, k=5)
+        result = run(system, TEXTS, QUERIES, k=5)
         assert result.index.shape == result.scores.shape == (3, 5)
         assert (np.diff(result.scores, axis=1) <= 0).all(), system.name
         # A rank's score is the inner product of the two reps.
@@ -79,7 +39,7 @@ def test_every_system_gives_a_full_result(trained, tmp_path):
 
 def test_idf_bag_scores_by_hand(trained, tmp_path):
     (system,) = all_systems(trained, tmp_path, ["idf-bag"])
-    result = systems.run_system(system, TEXTS, ["file table file"], k=5)
+    result = run(system, TEXTS, ["file table file"], k=5)
     tokenizer = load_tokenizer(trained["model_dir"] + "/artifacts/final_model")
     idf = load_idf(trained["idf_dir"] + "/artifacts/idf.json", tokenizer)
     words = {t: idf[i] for i in tokenizer("file table")["input_ids"] for t in [tokenizer.decode([i])]}
@@ -94,26 +54,26 @@ def test_the_cut_hides_the_end_of_a_document(trained):
     texts = ["table " * 30 + "figure", "figure"]
     for length, found in ((10, [1]), (64, [0, 1])):
         system = systems.bm25_tokens(tokenizer, length)
-        index = systems.run_system(system, texts, ["figure"], k=2).index[0]
+        index = run(system, texts, ["figure"], k=2).index[0]
         assert sorted(index[index >= 0].tolist()) == found
 
 
 def test_documents_are_encoded_once(trained, tmp_path, capsys):
     (system,) = all_systems(trained, tmp_path, ["finetuned"])
-    first = systems.run_system(system, TEXTS, QUERIES, k=3)
+    first = run(system, TEXTS, QUERIES, k=3)
     (file,) = tmp_path.glob("*.npz")
     stamp = file.stat().st_mtime_ns
-    second = systems.run_system(all_systems(trained, tmp_path, ["finetuned"])[0], TEXTS, QUERIES, k=3)
+    second = run(all_systems(trained, tmp_path, ["finetuned"])[0], TEXTS, QUERIES, k=3)
     assert file.stat().st_mtime_ns == stamp
     np.testing.assert_array_equal(first.index, second.index)
     np.testing.assert_array_equal(first.scores, second.scores)
     assert second.cost["encode_docs_per_s"] == pytest.approx(first.cost["encode_docs_per_s"])
 
-    systems.run_system(system, TEXTS[:-1], QUERIES, k=3)  # another corpus: another file
+    run(system, TEXTS[:-1], QUERIES, k=3)  # another corpus: another file
     assert len(list(tmp_path.glob("*.npz"))) == 2
 
     file.write_bytes(file.read_bytes()[:100])  # a torn file is not trusted
-    third = systems.run_system(system, TEXTS, QUERIES, k=3)
+    third = run(system, TEXTS, QUERIES, k=3)
     assert "encoding again" in capsys.readouterr().out
     np.testing.assert_array_equal(first.scores, third.scores)
 
@@ -143,10 +103,10 @@ def test_queries_are_cut_where_training_cut_them(trained, tmp_path):
 def test_cache_keys_differ_by_model_and_length(tmp_path):
     reps = np.ones((2, 3), dtype=np.float32)
     for version in (["a", "32"], ["b", "32"], ["a", "64"]):
-        systems.cached(tmp_path, version, ["x", "y"], lambda texts: reps)
-    systems.cached(tmp_path, ["a", "32"], ["xy", ""], lambda texts: reps)
+        cached(tmp_path, version, ["x", "y"], lambda texts: reps)
+    cached(tmp_path, ["a", "32"], ["xy", ""], lambda texts: reps)
     assert len(list(tmp_path.glob("*.npz"))) == 4
-    held, _ = systems.cached(tmp_path, ["a", "32"], ["x", "y"], lambda texts: pytest.fail("encoded again"))
+    held, _ = cached(tmp_path, ["a", "32"], ["x", "y"], lambda texts: pytest.fail("encoded again"))
     np.testing.assert_array_equal(held, reps)
 
 
@@ -170,14 +130,13 @@ def test_the_tokenizer_comes_from_either_model(trained, tmp_path):
     assert found == at_root(trained["pretrain_dir"]) / "artifacts" / "final_model"
 
 
-def test_a_sparse_model_is_refused_as_dense_teacher(trained, tmp_path):
-    with pytest.raises(ValueError, match="not a dense teacher.*as 'finetuned', by model_dir"):
-        systems.dense(trained["model_dir"] + "/artifacts/final_model", 32, 2, tmp_path)
-
-
-def test_empty_input_is_refused():
-    with pytest.raises(ValueError, match="bm25: 0 documents"):
-        systems.run_system(systems.bm25("english"), [], ["q"], k=1)
+def test_folders_of_a_model_and_of_weights_may_be_given_themselves(trained, tmp_path):
+    model = Path(trained["model_dir"]) / "artifacts" / "final_model"
+    weights = Path(trained["idf_dir"]) / "artifacts" / "idf.json"
+    for idf_dir in (weights, weights.parent):
+        folders = trained | {"model_dir": str(model), "idf_dir": str(idf_dir)}
+        found = systems.check_inputs(["finetuned"], folders)
+        assert found == {"idf_dir": weights, "model_dir": model}
 
 
 # --- data sets and tables
@@ -221,37 +180,3 @@ def test_two_sets_of_one_name_are_refused(tmp_path):
     one, other = small_set(tmp_path / "a" / "tiny"), small_set(tmp_path / "b" / "tiny")
     with pytest.raises(ValueError, match="two data sets are called tiny"):
         load_eval_sets([str(one), str(other)], "", "test", 0, 1)
-
-
-def test_the_table_says_what_the_rows_say(tmp_path):
-    data = load_eval_set(str(small_set(tmp_path / "a|b")), "", "test")
-    runs = {"bm25": {"q0": {"d1": 1.0}}, "dense": {f"q{i}": {f"d{i + 1}": 1.0} for i in range(3)}}
-    rows, per_query = [], {}
-    for name, run in runs.items():
-        per_query[data.name, name] = score_run(data.qrels, run)
-        cost = {"flops": 1.234, "index_bytes": 2_500_000} if name == "bm25" else {}
-        rows.append(metrics_row(data.name, "test", name, per_query[data.name, name], cost, 5))
-    relevance, cost = relevance_table(compare_with(rows, per_query, "bm25")), cost_table(rows)
-    assert relevance["nDCG@10"].tolist() == [".333", "1.000"]
-    # Differences 0, 1, 1: of the four sign patterns of the two ones, two are as far from 0.
-    assert relevance["against bm25"].tolist() == ["", "+.667 [+.000, +1.000] p=.500"]
-    assert cost["FLOPS"].tolist() == ["1.23", ""] and cost["index MB"].tolist() == ["2.5", ""]
-
-    write_table(relevance, tmp_path / "out" / "table")
-    markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert markdown[0].startswith("| dataset | system | nDCG@10 |") and set(markdown[1]) <= set("| -")
-    assert len(markdown) == 4 and all(line.count(" | ") == markdown[0].count(" | ") for line in markdown)
-    assert "a\\|b" in markdown[2]
-    assert (tmp_path / "out" / "table.csv").read_text().count("\n") == 3
-    every = per_query_table(per_query)
-    assert len(every) == 6 and every.groupby("system")["ndcg_at_10"].mean()["dense"] == 1.0
-
-
-@pytest.mark.skipif(not SCIFACT.is_dir(), reason="../shared/data is not there")
-def test_bm25_on_scifact_reaches_the_published_figure():
-    data = load_eval_set(str(SCIFACT), "", "test")
-    result = systems.run_system(systems.bm25("english"), data.texts, data.queries, k=100, timed_queries=5)
-    run = to_run(data.query_ids, data.doc_ids, result.index, result.scores)
-    means = mean_scores(score_run(data.qrels, run))
-    assert means["ndcg_at_10"] == pytest.approx(0.686, abs=0.002)  # data/README.md; Anserini publishes 0.679
-    assert means["recall_at_100"] == pytest.approx(0.913, abs=0.005)

@@ -15,6 +15,7 @@ COLUMNS = {
     "system": "system",
     "ndcg_at_10": "nDCG@10",
     "mrr_at_10": "MRR@10",
+    "map": "MAP",
     "recall_at_100": "Recall@100",
     "flops": "FLOPS",
     "q_nnz": "terms per query",

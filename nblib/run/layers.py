@@ -212,14 +212,20 @@ def resolve(project: Project, profiles: list[str], name: str, given: dict, outpu
 
 
 def _complaint(error: dict, layered: dict, name: str, model: type[NotebookParams]) -> str:
-    key = str(error["loc"][0])
-    value, where = layered.get(key, (None, f"{name}, parameters cell"))
+    reason = error["msg"].removeprefix("Value error, ")
+    reason = reason[0].lower() + reason[1:]
+    if not error["loc"]:  # no one value is wrong: they do not go together
+        return f"{name}: {reason}"
+    key, *inner = (str(part) for part in error["loc"])
+    _, where = layered.get(key, (None, f"{name}, parameters cell"))
+    if error["type"] == "extra_forbidden" and inner:
+        return f"{where}: unknown option {inner[-1]} in {'.'.join([key, *inner[:-1]])}"
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown parameter {key} of {name}; {hint(key, model.model_fields)}"
     if error["type"] == "missing":
-        return f"{where}: {key} is missing; give it a default there"
+        return f"{where}: {'.'.join([key, *inner])} is missing; give it a value there"
     bad = error["input"]
-    text = f"{where}: {key} = {bad!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    text = f"{where}: {'.'.join([key, *inner])} = {bad!r}: {reason}"
     number = (
         re.fullmatch(r"([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)[eE]([+-]?)(\d+)", bad)
         if isinstance(bad, str)

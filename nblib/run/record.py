@@ -27,7 +27,7 @@ KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "w
 
 
 def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
-    """Copy metrics, figures and the facts of each step, and rewrite the README's block of this profile.
+    """Copy metrics, figures, tables and facts of each step, and rewrite the README's block of this profile.
 
     Args:
         folder: outputs/<profile> of a run whose steps are all done.
@@ -64,7 +64,8 @@ def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
 
 def _copy_step(source: Path, target: Path) -> None:
     target.mkdir()
-    for file in [source / "metrics.json", *sorted((source / "figures").glob("*.png"))]:
+    figures = source / "figures"
+    for file in [source / "metrics.json", *sorted(figures.glob("*.png")), *sorted(figures.glob("table_*"))]:
         if file.exists():
             shutil.copyfile(file, target / file.name)
 
@@ -76,11 +77,13 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
-    """Write the Markdown tables of a run's systems, one for each data set."""
+    """Write the Markdown tables of a run's systems: over all data sets if there are several, and of each."""
     if "12_speed" in steps:
         return speed_block(read_json(folder / "12_speed" / "metrics.json"))
     rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []
-    lines = []
+    table = folder / "05_beir_eval" / "figures" / "table_ndcg.md"
+    several = len({row["dataset"] for row in rows}) > 1 and table.exists()
+    lines = [table.read_text(encoding="utf-8")] if several else []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         chosen = [row for row in rows if row["dataset"] == dataset]
         names = [key for key in COLUMNS if any(row.get(key) is not None for row in chosen)]

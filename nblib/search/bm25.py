@@ -11,11 +11,11 @@ import numpy as np
 import Stemmer
 from scipy import sparse
 
-from nblib.search.exact import Progress, top_k_postings
+from nblib.search.exact import Progress
+from nblib.search.inverted import InvertedIndex
 
 Analyzer = str | Callable[[str], list[str]]
 PIECE = 20_000  # documents whose texts and terms are in memory at once
-MAX_SCORES = 10_000_000  # that a batch of search may hold: about 120 MB
 # Nouns, verbs, adjectives, adverbs, roots, and words in other scripts: particles and endings carry no topic.
 KOREAN_TAGS = ("N", "VV", "VA", "MA", "XR", "SL", "SH", "SN")
 
@@ -117,6 +117,10 @@ class Bm25:
         return sparse.csr_matrix(arrays, shape=(n_terms, self.n_docs))
 
     @cached_property
+    def _lists(self) -> InvertedIndex:
+        return InvertedIndex.from_postings(self._term_matrix)
+
+    @cached_property
     def doc_matrix(self) -> sparse.csr_matrix:
         """BM25 term weights of the documents: CSR [N, T] float32."""
         return self._term_matrix.T.tocsr()
@@ -142,7 +146,7 @@ class Bm25:
         Args:
             queries: Q texts.
             k: how many documents per query.
-            progress: called with (queries done, Q) after each batch.
+            progress: called with (queries done, Q) from time to time.
 
         Returns:
             (indices [Q, k] int64, scores [Q, k] float32), best first, ties by the lower document index.
@@ -151,5 +155,4 @@ class Bm25:
         Raises:
             ValueError: k below 1.
         """
-        batch = max(1, min(512, MAX_SCORES // self.n_docs))
-        return top_k_postings(self.query_matrix(queries), self._term_matrix, k, batch, progress)
+        return self._lists.search(self.query_matrix(queries), k, progress=progress)

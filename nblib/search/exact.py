@@ -1,69 +1,14 @@
-"""Exact search: the k best documents by inner product, for sparse and for dense representations.
+"""Exact search of dense representations, and runs; sparse ones are searched by nblib.search.inverted.
 
-Q queries, N documents, V vocabulary, H dimensions of a dense vector. A document is named by its row number.
+Q queries, N documents, H dimensions of a dense vector. A document is named by its row number.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.sparse import csr_array, csr_matrix
 
 Run = dict[str, dict[str, float]]
 Progress = Callable[[int, int], None]
-
-
-def top_k(
-    q_reps: csr_matrix, d_reps: csr_matrix, k: int, batch: int = 64, progress: Progress | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k best documents of each query.
-
-    Only documents that share a term with the query (score > 0) are hits. Equal scores are ordered by the
-    lowest document number, so that the result does not depend on the batch or on the sort.
-
-    Args:
-        q_reps: [Q, V] CSR, weights of the queries.
-        d_reps: [N, V] CSR, weights of the documents.
-        k: hits wanted for each query.
-        batch: queries in one product; at most batch x N scores are in memory.
-        progress: called with (queries done, queries in all) after each batch.
-
-    Returns:
-        index: [Q, k] int64, document numbers, best first; -1 where a query has fewer hits.
-        scores: [Q, k] float32; 0 where index is -1.
-
-    Raises:
-        ValueError: V differs, k or batch is below 1, or a score is not finite.
-    """
-    if q_reps.shape[1] != d_reps.shape[1]:
-        raise ValueError(
-            f"queries have {q_reps.shape[1]} terms and documents {d_reps.shape[1]}: "
-            "both sides must come from the same vocabulary"
-        )
-    return top_k_postings(q_reps, postings(d_reps), k, batch, progress)
-
-
-def postings(d_reps: csr_matrix) -> csr_array:
-    """Turn documents [N, V] into posting lists [V, N]; do it once when many small searches follow."""
-    return csr_array(d_reps).T.tocsr()  # a transposed CSR is CSC, which every product would convert again
-
-
-def top_k_postings(
-    q_reps: csr_matrix, index: csr_array, k: int, batch: int = 64, progress: Progress | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same as `top_k`, over posting lists [V, N] that `postings` made."""
-    best, scores = _empty(q_reps.shape[0], k, batch)
-    q_reps = csr_array(q_reps)
-    for start in range(0, q_reps.shape[0], batch):
-        product = q_reps[start : start + batch] @ index  # [batch, V] x [V, N] -> [batch, N]
-        _refuse_nan(product.data)
-        for row in range(product.shape[0]):
-            span = slice(product.indptr[row], product.indptr[row + 1])
-            documents, values = product.indices[span], product.data[span]
-            hits = values > 0
-            _fill(best[start + row], scores[start + row], documents[hits], values[hits])
-        if progress:
-            progress(min(start + batch, q_reps.shape[0]), q_reps.shape[0])
-    return best, scores
 
 
 def top_k_dense(
@@ -76,10 +21,13 @@ def top_k_dense(
     Args:
         q_reps: [Q, H] float.
         d_reps: [N, H] float.
-        k, batch, progress: as in `top_k`.
+        k: documents wanted for each query.
+        batch: queries in one product; at most batch x N scores are in memory.
+        progress: called with (queries done, Q) after each batch.
 
     Returns:
-        index [Q, k] int64 and scores [Q, k] float32, as `top_k`; -1 where k > N.
+        index: [Q, k] int64, document numbers, best first, equal scores by the lowest; -1 where k > N.
+        scores: [Q, k] float32; 0 where index is -1.
 
     Raises:
         ValueError: H differs, k or batch is below 1, or a score is not finite.

@@ -8,7 +8,8 @@ from nblib.experiment import EvalSet
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.retriever import SparseRetriever
 from nblib.precision import choose_kernels, quick_fp32
-from nblib.search.exact import to_run, top_k
+from nblib.search.exact import to_run
+from nblib.search.inverted import top_k
 
 DEV_K = 100  # documents per query; the metrics watched look at 10
 

@@ -1,7 +1,7 @@
 import pytest
 
 from nblib.run.keys import read_cells
-from nblib.run.layers import BadRequest
+from nblib.run.layers import BadRequest, Project, resolve
 from nblib.run.runner import Request, plan
 from tests.run.tiny import layer, open_project, tiny_project
 
@@ -136,3 +136,18 @@ def test_notebooks_beyond_the_chain_run_only_when_asked(folder):
     extra = folder / "notebooks" / "12_extra.ipynb"
     extra.write_text((folder / "notebooks" / "01_make.ipynb").read_text())
     assert "12_extra" not in steps(folder)
+
+
+def test_values_that_do_not_go_together_and_options_inside_a_value(tmp_path):
+    """A whole model's refusal has no key, and one inside a dict has a longer path."""
+
+    def refused(**given):
+        with pytest.raises(BadRequest) as caught:
+            resolve(Project(), [], "05_beir_eval", {k: (v, f"-p {k}") for k, v in given.items()}, tmp_path)
+        return str(caught.value)
+
+    assert refused(systems=["bm25", "bm25"]) == "05_beir_eval: systems names bm25 twice"
+    variant = {"of": "bm25", "ratoi": 1}
+    assert refused(variants={"x": variant}) == "-p variants: unknown option ratoi in variants.x"
+    assert "-p variants: variants.x.of is missing" in refused(variants={"x": {"two_phase": True}})
+    assert "variants.x = {'of': 'bm25'}: this is 'bm25' itself" in refused(variants={"x": {"of": "bm25"}})

@@ -71,6 +71,24 @@ def test_no_model_holds_a_default(name):
     [
         ({"systems": ["bm25", "bm25"]}, "bm25 twice"),
         ({"dense_teacher": ""}, "dense_teacher is empty"),
+        ({"variants": {"x": {"of": "bm25", "ratoi": 0.1}}}, "variants.x.ratoi"),
+        ({"variants": {"x": {"two_phase": True}}}, "variants.x.of"),
+        ({"variants": {"x": {"of": "bm25"}}}, "this is 'bm25' itself: set an option"),
+        ({"variants": {"x": {"of": "dense", "doc_top_k": 3}}}, "no posting lists"),
+        ({"variants": {"x": {"of": "bm25", "two_phase_ratio": 0.3}}}, "two_phase_ratio without two_phase"),
+        ({"variants": {"x": {"of": "bm25", "two_phase": True, "engine": "seismic"}}}, "of the exact engine"),
+        ({"variants": {"x": {"of": "bm25", "two_phase": True, "two_phase_window": 49}}}, "two_phase_window"),
+        ({"variants": {"x": {"of": "bm25", "doc_max_ratio": 1.0}}}, "doc_max_ratio"),
+        ({"variants": {"a b": {"of": "bm25", "doc_top_k": 3}}}, "variants"),
+        ({"variants": {"../x": {"of": "bm25", "doc_top_k": 3}}}, "variants"),
+        ({"variants": {"bm25": {"of": "bm25", "doc_top_k": 3}}}, "bm25: two of systems, variants"),
+        (
+            {"systems": ["bm25"], "variants": {"x": {"of": "finetuned", "doc_top_k": 3}}},
+            "'x' is of 'finetuned', which is not in systems",
+        ),
+        ({"hybrids": {"rrf": ["bm25", "bmx"]}}, "hybrid 'rrf' of bmx: it can fuse bm25, bm25-tokens"),
+        ({"hybrids": {"rrf": ["bm25"]}}, "hybrids.rrf"),
+        ({"hybrids": {"rrf": ["bm25", "bm25"]}}, "names a system twice"),
     ],
 )
 def test_systems_that_cannot_search_are_refused(change, words):
@@ -78,3 +96,11 @@ def test_systems_that_cannot_search_are_refused(change, words):
     BeirEvalParams(**cell)
     with pytest.raises(ValidationError, match=words):
         BeirEvalParams(**cell | change)
+
+
+def test_variants_and_hybrids_of_variants_are_taken_and_survive_a_round_trip():
+    cell = cell_defaults(ROOT / "notebooks" / "05_beir_eval.ipynb")
+    variants = {"two": {"of": "finetuned", "two_phase": True, "two_phase_ratio": 0.5}}
+    params = BeirEvalParams(**cell | {"variants": variants, "hybrids": {"rrf": ["bm25", "two", "dense"]}})
+    assert params.variants["two"].two_phase_ratio == 0.5 and params.variants["two"].query_top_k == 0
+    assert BeirEvalParams(**params.model_dump()) == params, "as the runner hands them to papermill"

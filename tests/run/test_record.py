@@ -59,6 +59,19 @@ def test_record_copies_figures_and_writes_the_tables(folder, tmp_path):
     assert record(folder, "quick", tmp_path / "reference", readme) and readme.read_text() == text
 
 
+def test_the_table_over_several_data_sets_comes_first(folder, tmp_path):
+    rows = read_json(folder / "05_beir_eval" / "metrics.json")
+    write_json(folder / "05_beir_eval" / "metrics.json", rows + [row | {"dataset": "e"} for row in rows])
+    table = folder / "05_beir_eval" / "figures" / "table_ndcg.md"
+    table.write_text("| data set | bm25 |\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- quick -->\n<!-- /quick -->\n")
+    kept = record(folder, "quick", tmp_path / "reference", readme)
+    text = readme.read_text()
+    assert text.startswith("<!-- quick -->\n| data set | bm25 |\n\n`d`: ") and "`e`: " in text
+    assert (kept / "05_beir_eval" / "table_ndcg.md").exists()
+
+
 def test_unfinished_runs_are_refused(folder, tmp_path):
     write_json(folder / "02_idf" / "manifest.json", {"status": "failed"})
     with pytest.raises(BadRequest, match="02_idf"):

@@ -123,7 +123,7 @@ def test_unusable_input():
         Bm25(["a text"], "klingon")
     with pytest.raises(ValueError, match="no term left in 1 documents"):
         Bm25(["the"], "english")
-    with pytest.raises(ValueError, match="k and batch must be at least 1"):
+    with pytest.raises(ValueError, match="k and threads must be at least 1"):
         Bm25(TEXTS, "whitespace").search(["red"], 0)
 
 

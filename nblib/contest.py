@@ -1,0 +1,215 @@
+"""One corpus, every system: search it, search it again by the variants, fuse the hybrids, measure the cost.
+
+N documents, Q queries, k hits of each.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.sparse import issparse
+
+from nblib.encoded import Reps
+from nblib.evaluate import THREADS, sparse_cost
+from nblib.model.prune import prune_reps
+from nblib.run.progress import report
+from nblib.search.exact import top_k_dense
+from nblib.search.fusion import reciprocal_rank_fusion
+from nblib.search.inverted import InvertedIndex, TwoPhase
+from nblib.search.seismic import ApproximateIndex
+from nblib.systems import EncodeQueries, System
+
+Search = Callable[..., tuple[np.ndarray, np.ndarray]]
+TIMED_QUERIES = 200
+PASSES = 3  # over the timed queries; the best counts: a busy moment is not a slow engine
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a system found, and at what cost (columns `nblib.evaluate.COST`)."""
+
+    name: str
+    index: np.ndarray  # [Q, k] document numbers, -1 = no hit
+    scores: np.ndarray  # [Q, k]
+    q_reps: Reps | None  # None for a hybrid, which has no reps of its own
+    d_reps: Reps | None
+    cost: dict[str, Any]
+
+    @property
+    def d_nnz(self) -> np.ndarray | None:
+        """[N] non-zero terms of each document; None for a system without terms."""
+        return np.asarray((self.d_reps != 0).sum(axis=1)).ravel() if issparse(self.d_reps) else None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An encoded corpus with an engine over it, ready for queries."""
+
+    name: str
+    d_reps: Reps
+    encode_queries: EncodeQueries
+    engine: Any  # InvertedIndex, ApproximateIndex or DenseProduct
+    cost: dict[str, Any]  # of encoding and building
+    two_phase: TwoPhase | None = None
+
+    def search(self, q_reps: Reps, k: int, threads: int = 1, progress: Any = None) -> Any:
+        """Search encoded queries: index [Q, k], scores [Q, k]."""
+        options = {"two_phase": self.two_phase} if self.two_phase else {}
+        return self.engine.search(q_reps, k, threads=threads, progress=progress, **options)
+
+
+@dataclass(frozen=True)
+class DenseProduct:
+    """The engine of dense vectors: every document is scored, by the threads of the linear algebra library."""
+
+    d_reps: np.ndarray  # [N, H]
+
+    def search(self, q_reps: np.ndarray, k: int, threads: int = 1, progress: Any = None) -> Any:
+        """As InvertedIndex.search."""
+        return top_k_dense(q_reps, self.d_reps, k, progress=progress)
+
+
+def search_all(
+    systems: list[System],
+    texts: list[str],
+    queries: list[str],
+    k: int,
+    variants: Mapping[str, Any] | None = None,
+    hybrids: Mapping[str, list[str]] | None = None,
+    timed_queries: int = TIMED_QUERIES,
+) -> Iterator[Result]:
+    """Search a corpus with every system, each followed by its variants; then fuse the hybrids.
+
+    A variant takes the encoded documents of its system, so it costs a search and at most an index.
+
+    Args:
+        systems: what to search with.
+        texts: N documents. queries: Q texts.
+        k: hits of each query.
+        variants: name -> options, see `nblib.run.params.Variant`.
+        hybrids: name -> names of systems and variants, fused by their ranks.
+        timed_queries: see `measure`.
+
+    Raises:
+        ValueError: no documents or no queries.
+    """
+    found: dict[str, np.ndarray] = {}
+    for system in systems:
+        entry = enter(system, texts)
+        own = {name: options for name, options in (variants or {}).items() if options.of == system.name}
+        for one in [entry, *(vary(entry, name, options) for name, options in own.items())]:
+            result = measure(one, queries, k, timed_queries)
+            found[result.name] = result.index
+            yield result
+    for name, parts in (hybrids or {}).items():
+        index, scores = reciprocal_rank_fusion([found[part] for part in parts], k)
+        yield Result(name, index, scores, None, None, {})
+
+
+def enter(system: System, texts: list[str]) -> Entry:
+    """Encode a corpus and build the system's exact engine over it.
+
+    Raises:
+        ValueError: no documents.
+    """
+    if not texts:
+        raise ValueError(f"{system.name}: 0 documents; at least one is needed")
+    d_reps, encode_queries, seconds = system.index(texts)
+    engine, cost = build(d_reps)
+    cost["encode_docs_per_s"] = len(texts) / max(seconds, 1e-9)
+    return Entry(system.name, d_reps, encode_queries, engine, cost)
+
+
+def build(d_reps: Reps, engine: str = "exact") -> tuple[Any, dict[str, float]]:
+    """Build a search engine over encoded documents.
+
+    Args:
+        d_reps: [N, V] or [N, H].
+        engine: "exact" or "seismic"; dense vectors have one engine only.
+
+    Returns:
+        The engine, and {"build_s": seconds in one thread}; a dense product is not built and has none.
+
+    Raises:
+        ImportError: the package of Seismic is not there.
+    """
+    if not issparse(d_reps):
+        return DenseProduct(d_reps), {}
+    make = {"exact": InvertedIndex.from_csr, "seismic": ApproximateIndex}[engine]
+    start = time.perf_counter()
+    index = make(d_reps)
+    return index, {"build_s": time.perf_counter() - start}
+
+
+def vary(entry: Entry, name: str, options: Any) -> Entry:
+    """Change how an entry is searched: prune queries or documents, two phases, another engine.
+
+    Args:
+        entry: of a sparse system, with the exact engine.
+        name: of the variant.
+        options: `nblib.run.params.Variant`.
+    """
+    d_reps, engine, cost = entry.d_reps, entry.engine, entry.cost
+    if options.doc_max_ratio or options.doc_top_k:
+        d_reps = prune_reps(d_reps, options.doc_max_ratio, options.doc_top_k)
+    if d_reps is not entry.d_reps or options.engine != "exact":
+        engine, built = build(d_reps, options.engine)
+        cost = cost | built
+    two_phase = None
+    if options.two_phase:
+        numbers = (options.two_phase_ratio, options.two_phase_expansion, options.two_phase_window)
+        two_phase = TwoPhase(*numbers)
+
+    encode_queries = entry.encode_queries
+    if options.query_max_ratio or options.query_top_k:
+        keep = (options.query_max_ratio, options.query_top_k)
+        encode_queries = lambda queries: prune_reps(entry.encode_queries(queries), *keep)  # noqa: E731
+    return Entry(name, d_reps, encode_queries, engine, cost, two_phase)
+
+
+def measure(entry: Entry, queries: list[str], k: int, timed_queries: int = TIMED_QUERIES) -> Result:
+    """Search all queries, and time some.
+
+    - query_ms_p50, query_ms_p99: milliseconds from one query text to its k best documents, one query at a
+      time, over the first `timed_queries` queries (after three that are not counted).
+    - queries_per_s_1, _2, _4: the same queries, encoded before, searched together by so many threads; of a
+      system with an index only.
+
+    Raises:
+        ValueError: no queries.
+    """
+    if not queries:
+        raise ValueError(f"{entry.name}: 0 queries; at least one is needed")
+    q_reps = entry.encode_queries(queries)
+    tick = lambda done, total: report(f"{entry.name}: search", done, total)  # noqa: E731
+    index, scores = entry.search(q_reps, k, os.cpu_count() or 1, tick)
+    cost = entry.cost | (sparse_cost(q_reps, entry.d_reps) if issparse(entry.d_reps) else {})
+    cost |= _latency(entry, queries[:timed_queries], k)
+    if "build_s" in cost:
+        cost |= _rates(entry, q_reps[:timed_queries], k)
+    return Result(entry.name, index, scores, q_reps, entry.d_reps, cost)
+
+
+def _latency(entry: Entry, queries: list[str], k: int) -> dict[str, float]:
+    def answer(text: str) -> None:
+        entry.search(entry.encode_queries([text]), k)
+
+    for text in queries[:3]:
+        answer(text)
+    times = [1000 * _seconds(lambda t=text: answer(t)) for text in queries]
+    middle, slow = np.percentile(times, [50, 99])
+    return {"query_ms_p50": float(middle), "query_ms_p99": float(slow)}
+
+
+def _rates(entry: Entry, q_reps: Reps, k: int) -> dict[str, float]:
+    best = {n: min(_seconds(lambda n=n: entry.search(q_reps, k, n)) for _ in range(PASSES)) for n in THREADS}
+    return {f"queries_per_s_{n}": q_reps.shape[0] / seconds for n, seconds in best.items()}
+
+
+def _seconds(action: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start

@@ -1,0 +1,140 @@
+"""Variants and hybrids over one corpus: what they change, what they reuse, and what is measured."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from nblib import contest
+from nblib.evaluate import COST
+from nblib.run.params import Variant
+from nblib.search.inverted import TwoPhase
+from nblib.systems import System, bm25
+from tests.steps import QUERIES, TEXTS, all_systems
+
+# Three queries of unlike weights over five documents.
+Q = csr_matrix(np.array([[8, 4, 1, 0], [0, 2, 1.5, 0.1], [3, 0, 0, 3]], np.float32))
+D = csr_matrix(np.array([[0, 3, 0, 1], [1, 0, 5, 0], [0, 0, 4, 0], [1, 1, 1, 1], [0, 2, 0, 0.5]], np.float32))
+
+
+def made_up(encoded=None):
+    """A system whose reps are given; `encoded` counts how often the documents are encoded."""
+
+    def index(texts):
+        if encoded is not None:
+            encoded.append(len(texts))
+        return D, lambda queries: Q[[int(q) for q in queries]], 0.5
+
+    return System("finetuned", index)
+
+
+def search(variants=None, hybrids=None, systems=None, k=5):
+    systems = systems or [made_up()]
+    texts = TEXTS[: D.shape[0]]
+    found = contest.search_all(systems, texts, ["0", "1", "2"], k, variants, hybrids)
+    return {result.name: result for result in found}
+
+
+def scores(result):
+    """The scores as a dense [Q, N]."""
+    full = np.zeros((len(result.index), D.shape[0]), np.float32)
+    for row, (index, values) in enumerate(zip(result.index, result.scores, strict=True)):
+        full[row, index[index >= 0]] = values[index >= 0]
+    return full
+
+
+def test_variants_change_reps_as_they_say():
+    variants = {
+        "q-ratio": Variant(of="finetuned", query_max_ratio=0.5),
+        "q-top": Variant(of="finetuned", query_top_k=1),
+        "d-ratio": Variant(of="finetuned", doc_max_ratio=0.3),
+        "d-top": Variant(of="finetuned", doc_top_k=1),
+    }
+    found = search(variants)
+    assert list(found) == ["finetuned", *variants]
+    q, d = Q.toarray(), D.toarray()
+    largest = q.max(axis=1, keepdims=True)
+    wanted = {
+        "finetuned": q @ d.T,
+        "q-ratio": np.where(q > 0.5 * largest, q, 0) @ d.T,
+        "q-top": np.array([[8, 0, 0, 0], [0, 2, 0, 0], [3, 0, 0, 0]], np.float32) @ d.T,
+        "d-ratio": q @ np.where(d > 0.3 * d.max(axis=1, keepdims=True), d, 0).T,
+        "d-top": q @ np.array([[0, 3, 0, 0], [0, 0, 5, 0], [0, 0, 4, 0], [1, 0, 0, 0], [0, 2, 0, 0]]).T,
+    }
+    for name, want in wanted.items():
+        np.testing.assert_allclose(scores(found[name]), want, rtol=1e-6, err_msg=name)
+    assert found["q-top"].cost["q_nnz"] == 1 and found["d-top"].cost["d_nnz"] == 1
+    assert found["q-top"].cost["flops"] < found["finetuned"].cost["flops"]
+
+
+def test_two_phase_finds_by_heavy_terms_and_ranks_by_all():
+    found = search({"two": Variant(of="finetuned", two_phase=True)})["two"]
+    # Query 0: 8 and 4 reach .4 x 8; document 2 holds the light term only, so it is not found.
+    assert sorted(found.index[0][found.index[0] >= 0].tolist()) == [0, 1, 3, 4]
+    np.testing.assert_allclose(found.scores[0][:4], [13, 13, 12, 8], rtol=1e-6)
+    given = contest.vary(
+        contest.enter(made_up(), TEXTS),
+        "mine",
+        Variant(of="finetuned", two_phase=True, two_phase_ratio=0.9, two_phase_window=50),
+    )
+    assert given.two_phase == TwoPhase(0.9, 5.0, 50)
+
+
+def test_seismic_searches_the_same_documents():
+    pytest.importorskip("seismic", reason="pyseismic-lsr has no wheel for this machine")
+    found = search({"approximate": Variant(of="finetuned", engine="seismic")}, k=2)
+    assert found["approximate"].index[0].tolist() == found["finetuned"].index[0].tolist()
+    np.testing.assert_allclose(found["approximate"].scores[0], found["finetuned"].scores[0], rtol=2e-3)
+    assert found["approximate"].cost["build_s"] > 0
+
+
+def test_documents_are_encoded_once_and_an_index_serves_all_that_share_its_documents():
+    encoded = []
+    entry = contest.enter(made_up(encoded), TEXTS)
+    light = contest.vary(entry, "q", Variant(of="finetuned", query_top_k=1))
+    pruned = contest.vary(entry, "d", Variant(of="finetuned", doc_top_k=1))
+    assert light.engine is entry.engine and pruned.engine is not entry.engine
+    encoded.clear()
+    variants = {f"v{i}": Variant(of="finetuned", doc_top_k=i) for i in (1, 2, 3)}
+    search(variants, systems=[made_up(encoded)])
+    assert encoded == [len(TEXTS)]
+
+
+def test_a_hybrid_fuses_ranks_of_systems_and_variants():
+    found = search(
+        {"short": Variant(of="finetuned", query_top_k=1)},
+        {"rrf": ["finetuned", "short"]},
+    )
+    want: dict[int, float] = {}
+    for name in ("finetuned", "short"):
+        for rank, document in enumerate(found[name].index[1].tolist(), 1):
+            if document >= 0:
+                want[document] = want.get(document, 0) + 1 / (60 + rank)
+    got = {d: s for d, s in enumerate(scores(found["rrf"])[1].tolist()) if s}
+    assert got == pytest.approx(want, rel=1e-6)
+    assert found["rrf"].cost == {} and found["rrf"].d_nnz is None
+
+
+def test_what_is_measured_of_which_system(trained, tmp_path):
+    systems = all_systems(trained, tmp_path, ["bm25", "dense"])
+    hybrids = {"rrf": ["bm25", "dense"]}
+    found = {r.name: r for r in contest.search_all(systems, TEXTS, QUERIES, 3, None, hybrids)}
+    assert set(found["bm25"].cost) == set(COST), "every cost of a sparse system"
+    assert set(found["dense"].cost) == {"encode_docs_per_s", "query_ms_p50", "query_ms_p99"}
+    assert all(value > 0 for value in found["bm25"].cost.values())
+    # Of either list the first document is one of the relevant ones, so it stays first.
+    assert found["rrf"].index[:, 0].tolist() == [1, 2, 3]
+
+
+def test_threads_give_the_same_hits():
+    entry = contest.enter(bm25("english"), TEXTS * 40)
+    q_reps = entry.encode_queries(QUERIES * 20)
+    one, four = (entry.search(q_reps, 30, threads) for threads in (1, 4))
+    for a, b in zip(one, four, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_empty_input_is_refused():
+    with pytest.raises(ValueError, match="bm25: 0 documents"):
+        list(contest.search_all([bm25("english")], [], ["q"], 1))
+    with pytest.raises(ValueError, match="bm25: 0 queries"):
+        list(contest.search_all([bm25("english")], ["a document"], [], 1))
