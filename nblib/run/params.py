@@ -356,7 +356,7 @@ class ExportParams(NotebookParams):
     run_dir: Name
 
 
-SpeedPart = Literal["steps", "memory", "encode", "idf", "quality"]
+SpeedPart = Literal["steps", "memory", "encode", "idf", "search", "quality"]
 
 
 class SpeedParams(NotebookParams):
@@ -376,6 +376,11 @@ class SpeedParams(NotebookParams):
     encode_documents: Positive
     encode_length: Positive
     idf_passages: Annotated[int, Field(ge=10)]
+    search_documents: Annotated[int, Field(ge=10)]  # generated; also those of a shard on disk
+    search_terms: Positive  # of a generated document
+    search_queries: Positive
+    real_sets: Annotated[list[str], DataPath()]  # built sets or BEIR folders with a split "test"
+    project_documents: Annotated[int, Field(ge=10)]  # generated, indexed on disk
     minutes: PositiveFloat  # of training, each side
     dense_teacher: OptionalModel
     dense_weight: Weight

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from nblib.search import kernels, shards
 from nblib.search.exact import Progress
 from nblib.search.shards import Shard
 
-BATCH = 64  # queries that one thread takes at a time, at most
+BATCH = 16  # queries that a thread takes at a time
 Hits = tuple[np.ndarray, np.ndarray]
 Queries = tuple[np.ndarray, np.ndarray, np.ndarray]  # indptr, terms, weights
 
@@ -68,7 +69,7 @@ class InvertedIndex:
         self.n_docs = sum(shard.n_docs for shard in parts)
         self.n_postings = sum(len(shard.documents) for shard in parts)
         self.index_bytes = sum(shard.nbytes for shard in parts)
-        self._first = np.cumsum([0] + [shard.n_docs for shard in parts])
+        self._first = list(accumulate((shard.n_docs for shard in parts[:-1]), initial=0))
         self._largest = max(shard.largest for shard in parts)
         self._scratch = threading.local()  # a score array for each thread, all 0 between searches
 
@@ -154,17 +155,16 @@ class InvertedIndex:
             raise ValueError(f"k and threads must be at least 1, got k={k}, threads={threads}")
         queries = self._queries(q_reps, two_phase)
         total, kept = q_reps.shape[0], min(k, max(self.n_docs, 1))
-        index, scores = np.full((total, k), -1, np.int64), np.zeros((total, k), np.float32)
-        size = max(1, min(BATCH, -(-total // (4 * threads)))) if threads > 1 else BATCH
-        batches = [(start, min(start + size, total)) for start in range(0, total, size)]
+        index, scores = np.empty((total, k), np.int64), np.empty((total, k), np.float32)
 
-        def run(span: tuple[int, int]) -> int:
-            keys = self._best(queries, *span, kept, two_phase)
-            _decode(keys, index[slice(*span), :kept], scores[slice(*span), :kept])
-            return span[1] - span[0]
+        def run(start: int) -> int:
+            stop = min(start + BATCH, total)
+            keys = self._best(queries, start, stop, kept, two_phase)
+            kernels.decode(np.sort(keys, axis=1)[:, -kept:], start, index, scores)
+            return stop - start
 
         done = 0
-        for count in _in_threads(run, batches, threads):
+        for count in _in_threads(run, range(0, total, BATCH), threads):
             done += count
             if progress:
                 progress(done, total)
@@ -177,29 +177,30 @@ class InvertedIndex:
                 f"queries have {q_reps.shape[1]} terms and the index {self.n_terms}: "
                 "both sides must come from the same vocabulary"
             )
-        if q_reps.format != "csr" or not q_reps.has_canonical_format:
+        if q_reps.format != "csr" or not kernels.ascend(q_reps.indptr, q_reps.indices):
             q_reps = csr_array(q_reps, copy=True)
             q_reps.sum_duplicates()  # sorts the terms too
         if two_phase and q_reps.nnz and q_reps.data.min() < 0:
             raise ValueError(f"query weight {q_reps.data.min()}: two-phase search takes none below 0")
-        indptr, terms = (a.astype(np.int64, copy=False) for a in (q_reps.indptr, q_reps.indices))
+        indptr, terms = q_reps.indptr.astype(np.int64), q_reps.indices.astype(np.int64)
+        if q_reps.data.dtype == np.float32:
+            return indptr, terms, q_reps.data
         with np.errstate(over="ignore"):  # the kernel refuses what is infinite
-            return indptr, terms, q_reps.data.astype(np.float32, copy=False)
+            return indptr, terms, q_reps.data.astype(np.float32)
 
     def _best(self, queries: Queries, start: int, stop: int, k: int, two: TwoPhase | None) -> np.ndarray:
-        """Keys [stop - start, k] of the best hits, best first."""
+        """Keys of the best hits [stop - start, at least k], in no order."""
         if not two or two.ratio == 0:
-            return np.sort(self._first_phase(queries, start, stop, k), axis=1)[:, ::-1]
+            return self._first_phase(queries, start, stop, k)
         high = kernels.split_high(*queries, two.ratio)
         window = max(k, min(two.window(k), self.n_docs))
         chosen = self._first_phase(high, start, stop, window)
-        keys = self._second_phase(queries, start, chosen)
-        return np.sort(keys, axis=1)[:, : -k - 1 : -1]
+        return self._second_phase(queries, start, chosen)
 
     def _first_phase(self, queries: Queries, start: int, stop: int, k: int) -> np.ndarray:
         """Keys [stop - start, k] of the best hits, in no order."""
         best, scores = np.zeros((stop - start, k), np.uint64), self._scores()
-        for first, shard in zip(self._first, self.shards, strict=False):
+        for first, shard in zip(self._first, self.shards, strict=True):
             lists = (shard.indptr, shard.documents, shard.weights, first, shard.n_docs)
             wrong = kernels.search_shard(*lists, self._largest, *queries, start, best, scores)
             if wrong == kernels.NOT_FINITE:
@@ -216,7 +217,7 @@ class InvertedIndex:
         documents = np.where(chosen == 0, kernels.ALL, kernels.ALL - (chosen & kernels.ALL))
         documents = np.sort(documents.astype(np.uint32), axis=1)
         sums = np.zeros(documents.shape, np.float32)
-        for first, shard in zip(self._first, self.shards, strict=False):
+        for first, shard in zip(self._first, self.shards, strict=True):
             lists = (shard.indptr, shard.documents, shard.weights, first, shard.n_docs)
             kernels.rescore_shard(*lists, *queries, start, documents, sums, self._scores())
         bits = np.maximum(sums, 0).view(np.uint32).astype(np.uint64)
@@ -235,16 +236,9 @@ def top_k(q_reps: csr_matrix, d_reps: csr_matrix, k: int, threads: int = 1) -> H
     return InvertedIndex.from_csr(d_reps).search(q_reps, k, threads)
 
 
-def _in_threads(run: Callable, jobs: list, threads: int) -> Iterator[int]:
+def _in_threads(run: Callable, jobs: range, threads: int) -> Iterator[int]:
     if threads == 1 or len(jobs) < 2:
         yield from map(run, jobs)
         return
     with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
         yield from pool.map(run, jobs)
-
-
-def _decode(keys: np.ndarray, index: np.ndarray, scores: np.ndarray) -> None:
-    """Write sorted keys [B, k] as document numbers and scores."""
-    found = keys > 0
-    index[found] = (kernels.ALL - (keys[found] & kernels.ALL)).astype(np.int64)
-    scores[...] = (keys >> kernels.SCORE_SHIFT).astype(np.uint32).view(np.float32)

@@ -217,3 +217,25 @@ def split_high(q_indptr, q_terms, q_weights, ratio):
                 count += 1
         indptr[row + 1] = count
     return indptr, terms[:count], weights[:count]
+
+
+@njit(nogil=True, cache=True)
+def ascend(indptr, terms):
+    """Say whether the terms of each query ascend, none twice."""
+    for row in range(len(indptr) - 1):
+        for i in range(indptr[row] + 1, indptr[row + 1]):
+            if terms[i] <= terms[i - 1]:
+                return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def decode(keys, start, index, scores):
+    """Write ascending keys [B, at most k] as hits, best first, to rows of index and scores [Q, k]."""
+    bits = scores.view(np.uint32)
+    count = keys.shape[1]
+    for row in range(len(keys)):
+        for rank in range(index.shape[1]):
+            key = keys[row, count - 1 - rank] if rank < count else np.uint64(0)
+            index[start + row, rank] = np.int64(ALL - (key & ALL)) if key else -1
+            bits[start + row, rank] = key >> SCORE_SHIFT

@@ -67,14 +67,14 @@ class ApproximateIndex:
         d_reps = _canonical(d_reps, "document")
         self.n_docs, self.n_terms = d_reps.shape
         self.query_cut, self.heap_factor = query_cut, heap_factor
-        self._string = package.get_seismic_string()  # numpy type of the names of terms
+        self.string = package.get_seismic_string()  # numpy type of the names of terms
         small = self.n_terms <= SMALL_VOCABULARY
         dataset = (package.SeismicDataset if small else package.SeismicDatasetLV)(dim=self.n_terms)
         offsets, terms = (a.astype(np.int64) for a in (d_reps.indptr, d_reps.indices))
         names = [str(number) for number in range(self.n_docs)]
         dataset.add_documents_by_id(names, terms, d_reps.data, offsets)
         kind = package.SeismicIndex if small else package.SeismicIndexLV
-        self._index = kind.build_from_dataset(dataset, **asdict(build), num_threads=threads)
+        self.package_index = kind.build_from_dataset(dataset, **asdict(build), num_threads=threads)
 
     def search(
         self, q_reps: csr_matrix, k: int, threads: int = 1, progress: Progress | None = None
@@ -107,10 +107,10 @@ class ApproximateIndex:
     def _hits(self, q_reps: csr_array, k: int, threads: int) -> list[list[tuple[float, int]]]:
         """(-score, document) of the hits of each query, in no order."""
         cuts = q_reps.indptr[1:-1]
-        terms = np.split(q_reps.indices.astype(self._string), cuts)
-        names = np.arange(q_reps.shape[0]).astype(self._string)
+        terms = np.split(q_reps.indices.astype(self.string), cuts)
+        names = np.arange(q_reps.shape[0]).astype(self.string)
         settings = {"query_cut": self.query_cut, "heap_factor": self.heap_factor, "num_threads": threads}
-        found = self._index.batch_search(names, terms, np.split(q_reps.data, cuts), k=k, **settings)
+        found = self.package_index.batch_search(names, terms, np.split(q_reps.data, cuts), k=k, **settings)
         hits: list[list[tuple[float, int]]] = [[] for _ in names]
         # By the name in each hit: where queries have fewer than k hits, the lists come back out of step.
         for query, score, document in chain.from_iterable(found):

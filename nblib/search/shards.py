@@ -60,14 +60,7 @@ def from_lists(lists: csr_array) -> Shard:
     if not np.isfinite(largest):
         raise ValueError("a document's weight is NaN or infinite: look for NaN in the model's weights")
     arrays = (lists.indptr.astype(np.int64), lists.indices.astype(np.uint32), weights)
-    return Shard(*map(_read_only, arrays), lists.shape[1], largest)
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    """As a mapped file is, so that the kernels are compiled once for both."""
-    array = np.asarray(array).view()  # asarray: numba takes a plain array faster than a memmap
-    array.flags.writeable = False
-    return array
+    return Shard(*arrays, lists.shape[1], largest)
 
 
 def write_folder(folder: Path, d_reps: Iterable[csr_matrix]) -> None:
@@ -131,12 +124,13 @@ def _open_array(path: Path, dtype: type) -> np.ndarray:
     if not path.exists():
         raise FileNotFoundError(f"{path}: a part of the index is gone: {AGAIN}")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        # "c", though nothing writes: numba takes an array fast that is plain and not read-only.
+        array = np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path}: damaged ({error}): {AGAIN}") from error
     if array.dtype != dtype:
         raise ValueError(f"{path}: holds {array.dtype}, not {np.dtype(dtype)}: {AGAIN}")
-    return _read_only(array)
+    return array
 
 
 def _whole(indptr: np.ndarray, postings: int) -> bool:

@@ -22,7 +22,8 @@ from nblib.model.encoder import NeuralSparseEncoder
 from nblib.precision import quick_fp32
 from nblib.run.progress import report
 from nblib.speed import sides
-from nblib.speed.measure import autocast, in_fresh_process, interleaved, least_seconds, peak_gib
+from nblib.speed.measure import autocast, in_fresh_process, interleaved, least_seconds
+from nblib.speed.memory import peak_gib
 from nblib.speed.rows import row
 
 MS_MARCO = 8_841_823  # passages

@@ -31,7 +31,9 @@ def ratios(ax: Axes, rows: Rows) -> Axes:
     ax.axvline(1, color="black", linewidth=1)
     ax.set(xscale="log", xlabel="times as fast, or as small, as the strongest peer (log scale)")
     ax.set_xlim(0.5, max([2.0, *values]) * 1.6)
-    ax.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    ticks = [0.5, *(step * 10**power for power in range(4) for step in (1, 2, 5))]
+    ticks = [tick for tick in ticks if tick <= ax.get_xlim()[1]]
+    ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
     ax.set_title("Ours against the peer; right of 1 is better")
     return ax
 

@@ -1,7 +1,6 @@
 """Side-by-side timing, peak memory in a process of its own, and the limits that the machine sets."""
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -9,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -110,16 +108,6 @@ def answer_in_turn(step: Callable[[], Any]) -> None:
     for _ in sys.stdin:
         step()
         print("done", flush=True)
-
-
-def peak_gib() -> float:
-    """Peak memory of this process so far."""
-    status = Path("/proc/self/status")  # on Linux ru_maxrss begins with the peak of the parent process
-    if status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return int(lines["VmHWM"].split()[0]) / 2**20
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-    return used / 2**30
 
 
 def in_fresh_process(module: str, **job: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from nblib.experiment import load_eval_set
 from nblib.files import read_json, write_json
 from nblib.idf import load_idf
 from nblib.precision import resolve_precision
-from nblib.speed import encode, quality, steps
+from nblib.speed import encode, postings, quality, search, steps
 from nblib.train import pipeline
 from nblib.train.config import TrainConfig
 from nblib.train.data import load_training_set
@@ -25,7 +25,7 @@ def run_part(name: str, params, folder: Path) -> Rows:
     """Measure one part, or read what an earlier run measured of it.
 
     Args:
-        name: "steps", "memory", "encode", "idf" or "quality".
+        name: "steps", "memory", "encode", "idf", "search" or "quality".
         params: SpeedParams.
         folder: artifacts of the run; <name>.json keeps the part's rows.
 
@@ -39,6 +39,7 @@ def run_part(name: str, params, folder: Path) -> Rows:
             "memory": _memory,
             "encode": _encode,
             "idf": _idf,
+            "search": _search,
             "quality": _quality,
         }
         write_json(file, measure[name](params, folder))
@@ -79,6 +80,15 @@ def _encode(params, folder: Path) -> Rows:
 
 def _idf(params, folder: Path) -> Rows:
     return encode.idf_rows(str(pipeline.pretrained_model(params)), _texts(params, 5000), params.idf_passages)
+
+
+def _search(params, folder: Path) -> Rows:
+    shape = (params.search_documents, params.search_terms, params.search_queries)
+    rows = search.search_rows(postings.generated(*shape, params.seed))
+    for name in params.real_sets:
+        data = load_eval_set(name, params.data_dir, "test")
+        rows += search.search_rows(postings.bm25_case(data, params.bm25_analyzer, params.search_queries))
+    return [*rows, search.large_row(params.project_documents, *shape, params.seed, folder)]
 
 
 def _quality(params, folder: Path) -> Rows:

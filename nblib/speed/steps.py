@@ -29,10 +29,10 @@ from nblib.speed.measure import (
     least_head_gib,
     least_seconds,
     least_training_gib,
-    peak_gib,
     processes_in_turn,
     trainable,
 )
+from nblib.speed.memory import peak_gib
 from nblib.speed.rows import row
 from nblib.train.warmup import shift_bias
 
