@@ -368,7 +368,7 @@ class ParetoParams(_SweepParams):
     references: list[Literal["bm25", "bm25-tokens", "idf-bag", "pretrained"]]
 
 
-Variant = Literal[
+Ablation = Literal[
     "full",
     "without IDF",
     "IDF at inference only",
@@ -383,7 +383,7 @@ Variant = Literal[
 
 class AblationParams(_SweepParams):
     pretrain: PretrainRecipe
-    variants: Annotated[list[Variant], Field(min_length=1)]
+    variants: Annotated[list[Ablation], Field(min_length=1)]
     lambda_idf: Weight  # of the penalty that holds IDF
 
     @field_validator("variants")

@@ -185,6 +185,12 @@ def mean_over_sets(result: Result, role: str) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in ("ndcg_at_10", "flops", "d_nnz")}
 
 
+def metrics(results: list[Result]) -> list[dict[str, Any]]:
+    """Lay the results out as rows of metrics.json, one for each point and set."""
+    facts = ("point", "seed", "key", "wall_s")
+    return [{name: result[name] for name in facts} | row for result in results for row in result["rows"]]
+
+
 def require_all(points: list[Point], results: list[Result]) -> None:
     """Refuse to end as done while points are missing, so that the runner does not skip the step next time.
 
