@@ -141,6 +141,7 @@ def finding(row: dict[str, Any], full_flops: float | None) -> str:
 def _compared(row: dict[str, Any]) -> str:
     diff, low, high, paper = (row[name] for name in ("diff", "diff_low", "diff_high", "paper_diff"))
     words = f"{'higher' if diff > 0 else 'lower'} by {_dot(abs(diff))}"
+    words = "equal to three digits" if round(diff, 3) == 0 else words
     has = "the paper has no such row" if paper is None else f"the paper has {_signed(paper)}"
     if low is None:
         return f"{words}, one seed without an interval: no finding; {has}"

@@ -4,7 +4,7 @@ import pytest
 
 from nblib.files import ROOT
 from nblib.run.keys import cell_defaults, data_hashes, explain, imported_modules, key_of, key_parts
-from nblib.run.params import FinetuneParams
+from nblib.run.params import FinetuneParams, ParetoParams
 from tests.run.tiny import MAKE, MakeParams, TrainParams, write_notebook
 
 
@@ -153,3 +153,14 @@ def test_teachers_named_in_a_dictionary_count_by_content(tmp_path):
     ]
     (tmp_path / "model" / "weights").write_text("two")
     assert data_hashes(FinetuneParams, params) != first
+
+
+def test_a_teacher_inside_a_recipe_counts_by_content(tmp_path):
+    (tmp_path / "weights").write_text("one")
+    params = cell_defaults(ROOT / "notebooks" / "08_pareto.ipynb") | {
+        "finetune": {"dense_teacher": str(tmp_path)}
+    }
+    first = data_hashes(ParetoParams, params)
+    assert [name for name in first if "finetune" in name] == [f"finetune.dense_teacher={tmp_path}"]
+    (tmp_path / "weights").write_text("two")
+    assert data_hashes(ParetoParams, params) != first
