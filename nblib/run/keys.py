@@ -126,6 +126,16 @@ def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str
     return hashes
 
 
+def counted(model: type[NotebookParams], params: dict[str, Any]) -> dict[str, Any]:
+    """Pick the parameters that decide a result: no folder, nothing Neutral; a recipe's as "recipe.name"."""
+    skip = {"run_dir", *marked(model, From), *marked(model, Neutral), *marked(model, Recipe)}
+    found = {name: value for name, value in params.items() if name not in skip}
+    for name, mark in marked(model, Recipe).items():
+        inner = counted(BY_NOTEBOOK[mark.notebook], params[name])
+        found |= {f"{name}.{key}": value for key, value in inner.items()}
+    return found
+
+
 def key_parts(
     notebook: Path,
     model: type[NotebookParams],
@@ -150,13 +160,12 @@ def key_parts(
     """
     _, sources = read_cells(notebook)
     modules = imported_modules(sources, package)
-    skip = {"run_dir", *marked(model, From), *marked(model, Neutral)}
     return {
         "cells": hashlib.sha256("\0".join(sources).encode()).hexdigest(),
         "modules": {
             n: sha256_paths([p]) for n, p in modules.items() if not f"{n}.".startswith(f"{NOT_HASHED}.")
         },
-        "params": {name: value for name, value in params.items() if name not in skip},
+        "params": counted(model, params),
         "upstream": upstream,
         "data": data_hashes(model, params),
         "lock": sha256_paths([lock]) if lock.exists() else "",

@@ -122,7 +122,7 @@ def differences(ax: Axes, rows: Rows) -> Axes:
         label="paper, BEIR-13 (none: no such row)",
     )
     ax.set_yticks(range(len(rows)), [row["variant"] for row in rows])
-    ax.set_ylim(len(rows) - 0.5, -0.5)  # the first on top
+    ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)  # the first on top
     ax.set(xlabel="nDCG@10 less that of the full recipe")
     ax.set_title("What each part is worth")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)

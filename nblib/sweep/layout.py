@@ -13,13 +13,11 @@ from typing import Any
 from nblib.experiment import load_eval_sets
 from nblib.files import ROOT, at_root, sha256_paths
 from nblib.model.encoder import CONFIG
-from nblib.run.keys import NOT_HASHED, cell_defaults, data_hashes, imported_modules, key_of
+from nblib.run.keys import NOT_HASHED, cell_defaults, counted, data_hashes, imported_modules, key_of
 from nblib.run.params import (
     BeirEvalParams,
     DataPath,
     FinetuneParams,
-    From,
-    Neutral,
     NotebookParams,
     PretrainParams,
     marked,
@@ -172,14 +170,13 @@ def _stage(
     """
     model, head = type(params), AFTER_HEAD if kind == "head" else set()
     values = params.model_dump() | dict.fromkeys(head & marked(model, DataPath).keys(), "")
-    skip = {"run_dir", *marked(model, From), *marked(model, Neutral), *head}
     upstream = {before.kind: before.key} if before else {}
     if start and not before:
         upstream = {"03_pretrain": base.hash_of(start / "artifacts" / stages.MODEL)}
     parts = {
         "cells": "",  # no notebook's
         "modules": base.modules,
-        "params": {name: value for name, value in values.items() if name not in skip} | (more or {}),
+        "params": {n: v for n, v in counted(model, values).items() if n not in head} | (more or {}),
         "upstream": upstream,
         "data": _data(kind, params, base) | data_hashes(model, values),
         "lock": base.hash_of(ROOT / "requirements.lock"),
