@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nblib.experiment import load_eval_sets
+from nblib.experiment import load_eval_set
 from nblib.files import ROOT, at_root, sha256_paths
 from nblib.model.encoder import CONFIG
 from nblib.run.keys import NOT_HASHED, cell_defaults, counted, data_hashes, imported_modules, key_of
@@ -113,10 +113,11 @@ def open_base(params, dev_sets: list[str] | None = None, dev_split: str = "dev")
     """
     chosen = evaluation(params)
     asked = [("test", chosen.datasets, chosen.split)] + ([("dev", dev_sets, dev_split)] if dev_sets else [])
+    sample = (chosen.max_queries, chosen.seed)
     sets = [
-        (role, data, split)
+        (role, load_eval_set(name, params.data_dir, split, *sample), split)
         for role, names, split in asked
-        for data in load_eval_sets(names, params.data_dir, split, chosen.max_queries, chosen.seed)
+        for name in names
     ]
     return Base(at_root(params.run_dir).parent / "points", params, sets)
 
