@@ -113,7 +113,7 @@ def relevance_flops(
         xscale="log", xlabel="FLOPS: expected multiplications per pair (log scale)", ylabel=_pretty(metric)
     )
     ax.set_title("Relevance against cost")
-    _plain_log(ax)
+    plain_log(ax)
     _pad_limits(ax, [r["flops"] for r in sparse + others], [r[metric] for r in [*rows, *others]])
     lines = [(row["system"], row[metric]) for row in rows if not row["flops"]]
     for name, height in lines:
@@ -123,7 +123,7 @@ def relevance_flops(
     return ax
 
 
-def _plain_log(ax: Axes) -> None:
+def plain_log(ax: Axes) -> None:
     """Write 0.2, 50, 1,000 on a log x axis; powers of ten alone say little over one or two decades."""
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
@@ -231,7 +231,7 @@ def nnz_hist(ax: Axes, counts: dict[str, np.ndarray]) -> Axes:
                 color=style_of(name)[0], label=label, linestyle="--" if lexical else "-",
                 zorder=3 if lexical else 2)  # fmt: skip
     ax.set(xscale="log", xlabel="non-zero terms per document (log scale)", ylabel="documents, %")
-    _plain_log(ax)
+    plain_log(ax)
     ax.set_title("Length of the documents in the index")
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
     return ax

@@ -1,4 +1,4 @@
-"""Retrieval systems side by side: each turns documents and queries into reps; `nblib.contest` searches them.
+"""Retrieval systems: each turns documents and queries into reps, which `nblib.retrieval` searches.
 
 N documents, Q queries, V terms (of a vocabulary or of an index), H dimensions of a dense vector.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nblib.backbones import load_tokenizer
-from nblib.belong import check_model, check_one_tokenizer, query_weights
+from nblib.compatible import check_model, check_one_tokenizer, query_weights
 from nblib.encoded import Reps, cached
 from nblib.files import at_root, sha256_paths
 from nblib.idf import load_idf, query_matrix, token_matrix
@@ -233,7 +233,7 @@ def build_systems(systems: list[str], inputs: dict[str, Path], params: Any, cach
         cache: folder for encoded documents.
 
     Raises:
-        ValueError: parts that do not belong together, see nblib.belong.
+        ValueError: parts that do not belong together, see nblib.compatible.
     """
     check_one_tokenizer({need: path for need, path in inputs.items() if need != "idf_dir"})
     length, batch, idf = params.max_length, params.batch_size, inputs.get("idf_dir")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from nblib import systems
 from nblib.backbones import EMBEDDED
-from nblib.contest import search_all
+from nblib.retrieval import search_all
 
 TEXTS = [
     "Sort the rows of a table by one column.",

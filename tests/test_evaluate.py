@@ -9,7 +9,6 @@ import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
 from scipy.sparse import csr_array, csr_matrix
 
-from nblib.contest import search_all
 from nblib.evaluate import (
     COLUMNS,
     RELEVANCE,
@@ -25,6 +24,7 @@ from nblib.evaluate import (
 from nblib.experiment import load_eval_set
 from nblib.files import ROOT
 from nblib.published import published_for
+from nblib.retrieval import search_all
 from nblib.search.exact import to_run
 from nblib.systems import bm25
 

@@ -138,6 +138,35 @@ def test_speed_on_the_finished_chain(english):
     assert (english[0] / "12_speed" / "figures" / "quality_minutes.png").stat().st_size > 5_000
 
 
+def test_a_sweep_in_parts_keeps_what_is_done(english):
+    """08: the time is spent after one run; another list of lambdas finds that run again."""
+    step, points = english[0] / "08_pareto", english[0] / "points"
+    done = run(english[0].parent, "--only", "08", "-p", "minutes=0.0001")
+    assert done.returncode == 1 and "1 of 2 points are missing: lambda 0.1 (seed 15)" in done.stderr
+    assert read_json(step / "manifest.json")["status"] == "failed", "so the next call does not skip it"
+    assert (step / "figures" / "table_pareto.md").exists() and (step / "figures" / "pareto.png").exists()
+    (first,) = points.glob("point-*/result.json")
+    stamp = first.stat().st_mtime_ns
+    done = run(english[0].parent, "--only", "08", "-p", "lambdas=[0.05, 0.001]", "-p", "04.max_grad_norm=1.0")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert first.stat().st_mtime_ns == stamp and len(list(points.glob("point-*"))) == 2
+    rows = read_json(step / "metrics.json")
+    tested = {(row.get("point"), row["system"]) for row in rows if row["role"] == "test"}
+    ours = {("lambda 0.05", "finetuned"), ("lambda 0.001", "finetuned")}
+    assert tested == ours | {(None, "bm25"), (None, "idf-bag")}
+    assert not list(points.rglob("model.safetensors")), "weights of finished points go"
+    assert read_json(step / "manifest.json")["status"] == "ok"
+
+
+def test_the_ablation_on_the_finished_chain(english):
+    done = run(english[0].parent, "--only", "13")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    full, searched = read_json(english[0] / "13_ablation" / "artifacts" / "summary.json")
+    assert (full["variant"], searched["variant"]) == ("full", "IDF at inference only")
+    assert full["diff"] is None and "one seed without an interval: no finding" in searched["finding"]
+    assert (english[0] / "13_ablation" / "figures" / "ablation.png").stat().st_size > 5_000
+
+
 def test_two_processes_end_with_the_weights_of_one(english):
     """The same batches of 4 rows, by one process and by two with 2 rows each."""
     weights = []

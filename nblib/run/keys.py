@@ -9,7 +9,7 @@ from typing import Any
 import nbformat
 
 from nblib.files import ROOT, at_root, sha256_paths
-from nblib.run.params import DataPath, From, Neutral, NotebookParams, marked
+from nblib.run.params import BY_NOTEBOOK, DataPath, From, Neutral, NotebookParams, Recipe, marked
 
 # They check, show and record, and decide nothing of a result: a new parameter of one notebook must not
 # repeat the training of another.
@@ -107,7 +107,8 @@ def _import_names(source: str, inside: str, root: str) -> list[str]:
 def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str, str]:
     """Hash what lies at the DataPath parameters: "name=value" -> sha256 of each that exists.
 
-    A file counts together with the corpus and the queries beside it, which rows of ids refer to.
+    A file counts together with the corpus and the queries beside it, which rows of ids refer to. A recipe's
+    paths count as "recipe.name=value".
     """
     hashes = {}
     for name, mark in marked(model, DataPath).items():
@@ -121,7 +122,21 @@ def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str
                 beside = [] if path.is_dir() else sorted(path.parent.glob("corpus.jsonl*"))
                 beside += [] if path.is_dir() else sorted(path.parent.glob("queries.jsonl*"))
                 hashes[f"{name}={value}"] = sha256_paths([path, *(p for p in beside if p != path)])
+    for name, mark in marked(model, Recipe).items():
+        inner = BY_NOTEBOOK[mark.notebook]
+        held = {key: params[name].get(key, "") for key in marked(inner, DataPath)}  # "" = not given, no path
+        hashes |= {f"{name}.{key}": digest for key, digest in data_hashes(inner, held).items()}
     return hashes
+
+
+def counted(model: type[NotebookParams], params: dict[str, Any]) -> dict[str, Any]:
+    """Pick the parameters that decide a result: no folder, nothing Neutral; a recipe's as "recipe.name"."""
+    skip = {"run_dir", *marked(model, From), *marked(model, Neutral), *marked(model, Recipe)}
+    found = {name: value for name, value in params.items() if name not in skip}
+    for name, mark in marked(model, Recipe).items():
+        inner = counted(BY_NOTEBOOK[mark.notebook], params[name])
+        found |= {f"{name}.{key}": value for key, value in inner.items()}
+    return found
 
 
 def key_parts(
@@ -148,13 +163,12 @@ def key_parts(
     """
     _, sources = read_cells(notebook)
     modules = imported_modules(sources, package)
-    skip = {"run_dir", *marked(model, From), *marked(model, Neutral)}
     return {
         "cells": hashlib.sha256("\0".join(sources).encode()).hexdigest(),
         "modules": {
             n: sha256_paths([p]) for n, p in modules.items() if not f"{n}.".startswith(f"{NOT_HASHED}.")
         },
-        "params": {name: value for name, value in params.items() if name not in skip},
+        "params": counted(model, params),
         "upstream": upstream,
         "data": data_hashes(model, params),
         "lock": sha256_paths([lock]) if lock.exists() else "",

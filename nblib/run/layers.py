@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from nblib.files import ROOT, at_root
 from nblib.run.keys import cell_defaults, marked
-from nblib.run.params import BY_NOTEBOOK, From, NotebookParams
+from nblib.run.params import BY_NOTEBOOK, From, NotebookParams, Recipe
 
 PROFILE = "profile.yaml"  # in a profile's folder: what the profile runs
 CHAIN = ("01", "06")  # what it runs without one: the first to the last notebook of the chain
@@ -157,14 +157,23 @@ def parse_override(text: str) -> tuple[str, str, Any]:
         raise BadRequest(f"-p {text}: not YAML: {error}") from None
 
 
+def with_recipes(project: Project, selected: list[str]) -> list[str]:
+    """Add the notebooks whose parameters a selected one holds as a recipe."""
+    recipes = {m.notebook for name in selected for m in marked(project.models[name], Recipe).values()}
+    return sorted({*selected, *recipes})
+
+
 def assign_overrides(
     project: Project, selected: list[str], overrides: list[str]
 ) -> dict[str, dict[str, tuple[Any, str]]]:
-    """Give each -p to the selected notebooks that have its key. Raises BadRequest if none has it."""
-    given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in selected}
+    """Give each -p to the selected notebooks that have its key, and to those that a selected one holds as a
+    recipe. Raises BadRequest if none has it.
+    """
+    reached = with_recipes(project, selected)
+    given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in reached}
     for text in overrides:
         notebook, key, value = parse_override(text)
-        scope = [pick(selected, notebook)] if notebook else selected
+        scope = [pick(reached, notebook)] if notebook else reached
         takers = [name for name in scope if key in project.models[name].model_fields]
         if not takers:
             elsewhere = [n for n, m in project.models.items() if key in m.model_fields and n not in scope]
@@ -176,7 +185,14 @@ def assign_overrides(
     return given
 
 
-def resolve(project: Project, profiles: list[str], name: str, given: dict, outputs: Path) -> Step:
+def resolve(
+    project: Project,
+    profiles: list[str],
+    name: str,
+    given: dict,
+    outputs: Path,
+    of_recipes: dict[str, dict] | None = None,
+) -> Step:
     """Merge the layers of one notebook and check them by its typed model.
 
     Args:
@@ -185,6 +201,7 @@ def resolve(project: Project, profiles: list[str], name: str, given: dict, outpu
         name: the notebook, such as "04_finetune".
         given: key -> (value, where) from -p.
         outputs: outputs/<profile>, the folder that holds every step's run_dir.
+        of_recipes: notebook that this one holds as a recipe -> key -> (value, where) from -p.
 
     Raises:
         BadRequest: one line per bad value, each with the place it came from.
@@ -202,6 +219,11 @@ def resolve(project: Project, profiles: list[str], name: str, given: dict, outpu
     if "run_dir" in chosen:
         raise BadRequest(f"{chosen['run_dir'][1]}: run_dir is set by the runner; use --outputs FOLDER")
     layered |= chosen | {"run_dir": (relative(outputs / name), "the runner")}
+    for key, mark in marked(model, Recipe).items():
+        value, where = layered.get(key, ({}, cell))
+        if isinstance(value, dict):
+            own = {k: (v, where) for k, v in value.items()} | (of_recipes or {}).get(mark.notebook, {})
+            layered[key] = (_recipe(project, profiles, mark.notebook, own, outputs), where)
     try:
         params = model(**{key: value for key, (value, _) in layered.items()}).model_dump()
     except ValidationError as error:
@@ -209,6 +231,12 @@ def resolve(project: Project, profiles: list[str], name: str, given: dict, outpu
         raise BadRequest("\n".join(lines)) from None
     upstream = {key: Path(os.path.normpath(at_root(params[key]))) for key in upstream if params[key]}
     return Step(name, notebook, model, params, outputs / name, upstream)
+
+
+def _recipe(project: Project, profiles: list[str], name: str, given: dict, outputs: Path) -> dict[str, Any]:
+    """Resolve another notebook's parameters as its own step would be, less the folders."""
+    step = resolve(project, profiles, name, given, outputs)
+    return {k: v for k, v in step.params.items() if k not in {"run_dir", *step.upstream}}
 
 
 def _complaint(error: dict, layered: dict, name: str, model: type[NotebookParams]) -> str:

@@ -48,7 +48,7 @@ def begin(step: Step, profile: str, key: str, parts: dict[str, Any]) -> dict[str
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": versions(),
-        "seed": step.params.get("seed"),
+        "seed": step.params.get("seed", step.params.get("seeds")),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "upstream_results": {name: results(read(folder)) for name, folder in step.inputs().items()},
         "inputs": inputs(step, parts),

@@ -4,7 +4,7 @@ import ast
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,17 @@ class Neutral:
     """Marks a field that changes no result: a finished step stays done, a stopped training goes on."""
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Marks a dictionary of another notebook's parameters, less its folders: what a sweep varies.
+
+    The runner fills in what the profile's layers and -p make of them; by hand, what differs from that
+    notebook's parameters cell is enough.
+    """
+
+    notebook: str
+
+
 class NotebookParams(BaseModel):
     """Base of the models: strict types ("450" is no int), no unknown names, no infinity, no change later."""
 
@@ -54,7 +65,7 @@ class NotebookParams(BaseModel):
 
 
 def marked(model: type[NotebookParams], mark: type) -> dict[str, Any]:
-    """List the fields of a model that carry a mark (From, DataPath, Neutral): name -> the mark."""
+    """List the fields of a model that carry a mark (From, DataPath, Neutral, Recipe): name -> the mark."""
     fields = model.model_fields.items()
     return {name: m for name, field in fields for m in field.metadata if isinstance(m, mark)}
 
@@ -148,6 +159,9 @@ class _TrainParams(NotebookParams):
     infonce_weight: Weight
     lexical_weight: Weight  # pulls a document's own tokens towards BM25's weights
     temperature: PositiveFloat
+    query_side: Literal["idf", "learned-idf", "binary", "siamese"]
+    kl_weight: Weight  # of the distillation
+    normalise_teachers: bool
     dropout: Ratio
     precision: Precision
     save_steps: Positive
@@ -181,10 +195,8 @@ class FinetuneParams(_TrainParams):
     pretrain_dir: PretrainDir
     gradient_accumulation_steps: Positive
     guard_steps: Positive  # bad steps in a row (collapsed or dense reps) that stop the run
-    query_side: Literal["idf", "learned-idf", "binary", "siamese"]
     learning_rate_idf: PositiveFloat  # of learned-idf
     query_max_length: Count  # tokens, 0 = all
-    kl_weight: Weight
     margin_mse_weight: Weight
     triplet_weight: Weight
     margin: Weight
@@ -206,7 +218,6 @@ class FinetuneParams(_TrainParams):
     ]  # bm25:analyzer, sparse:model, cross:model or a SentenceTransformer
     teacher_max_length: Count  # tokens that teachers read of a text, 0 = max_length
     given_weight: Weight  # of the scores in the training rows
-    normalise_teachers: bool
     hard_negative_ratio: Ratio  # the rest are random documents
     stages: list[dict]  # of a curriculum
     stream_texts: Annotated[bool, Neutral()]  # texts and token ids stay in files
@@ -401,6 +412,67 @@ class SpeedParams(NotebookParams):
     run_dir: Name
 
 
+PretrainRecipe = Annotated[dict[str, Any], Recipe("03_pretrain")]
+FinetuneRecipe = Annotated[dict[str, Any], Recipe("04_finetune")]
+EvalRecipe = Annotated[dict[str, Any], Recipe("05_beir_eval")]
+
+
+class _SweepParams(NotebookParams):
+    """What 08 and 13 share."""
+
+    data_dir: DataDir
+    idf_dir: IdfDir
+    finetune: FinetuneRecipe
+    evaluation: EvalRecipe
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    minutes: Annotated[Weight, Neutral()]  # after which a call begins no further run, 0 = no limit
+    keep_weights: Annotated[bool, Neutral()]
+    run_dir: Name
+
+    @field_validator("seeds", "lambdas", "variants", check_fields=False)
+    @classmethod
+    def check_distinct(cls, values: list) -> list:
+        """Refuse a value that stands twice: it would be averaged with itself."""
+        if len(set(values)) < len(values):
+            raise ValueError(f"{values} holds a value twice")
+        return values
+
+
+class ParetoParams(_SweepParams):
+    pretrain_dir: PretrainDir
+    lambdas: Annotated[list[Weight], Field(min_length=1)]
+    dev_datasets: Annotated[list[str], Field(min_length=1), DataPath()]  # the knee is chosen on them
+    dev_split: Name
+    references: list[Literal["bm25", "bm25-tokens", "idf-bag", "pretrained"]]
+
+
+Ablation = Literal[
+    "full",
+    "without IDF",
+    "IDF at inference only",
+    "IDF inside the penalty",
+    "one dense teacher",
+    "one sparse teacher",
+    "ensemble without normalisation",
+    "no pretraining",
+    "InfoNCE pretraining",
+]
+
+
+class AblationParams(_SweepParams):
+    pretrain: PretrainRecipe
+    variants: Annotated[list[Ablation], Field(min_length=1)]
+    lambda_idf: Weight  # of the penalty that holds IDF
+
+    @field_validator("variants")
+    @classmethod
+    def check_full(cls, variants: list[str]) -> list[str]:
+        """Refuse a list without the recipe that all others are compared with."""
+        if "full" not in variants:
+            raise ValueError("'full' is missing: the others are compared with it")
+        return variants
+
+
 BY_NOTEBOOK: dict[str, type[NotebookParams]] = {
     "01_data_prep": DataPrepParams,
     "02_idf": IdfParams,
@@ -408,5 +480,7 @@ BY_NOTEBOOK: dict[str, type[NotebookParams]] = {
     "04_finetune": FinetuneParams,
     "05_beir_eval": BeirEvalParams,
     "06_export": ExportParams,
+    "08_pareto": ParetoParams,
     "12_speed": SpeedParams,
+    "13_ablation": AblationParams,
 }

@@ -90,7 +90,7 @@ def plan(project: Project, request: Request) -> list[Step]:
     steps, wrong = [], []
     for name in selected:
         try:
-            steps.append(resolve(project, request.profiles, name, given[name], request.folder))
+            steps.append(resolve(project, request.profiles, name, given[name], request.folder, given))
         except ValueError as error:  # BadRequest, or a parameters cell that holds no literals
             wrong.append(str(error))
     if wrong:

@@ -4,7 +4,7 @@ import pytest
 
 from nblib.files import ROOT
 from nblib.run.keys import cell_defaults, data_hashes, explain, imported_modules, key_of, key_parts
-from nblib.run.params import DataPrepParams, FinetuneParams
+from nblib.run.params import DataPrepParams, FinetuneParams, ParetoParams
 from tests.run.tiny import MAKE, MakeParams, TrainParams, write_notebook
 
 
@@ -164,3 +164,24 @@ def test_teachers_named_in_a_dictionary_count_by_content(tmp_path):
     ]
     (tmp_path / "model" / "weights").write_text("two")
     assert data_hashes(FinetuneParams, params) != first
+
+
+def test_a_teacher_inside_a_recipe_counts_by_content(tmp_path):
+    (tmp_path / "weights").write_text("one")
+    params = cell_defaults(ROOT / "notebooks" / "08_pareto.ipynb") | {
+        "finetune": {"dense_teacher": str(tmp_path)}
+    }
+    first = data_hashes(ParetoParams, params)
+    assert [name for name in first if "finetune" in name] == [f"finetune.dense_teacher={tmp_path}"]
+    (tmp_path / "weights").write_text("two")
+    assert data_hashes(ParetoParams, params) != first
+
+
+def test_a_recipe_counts_parameter_by_parameter():
+    path = ROOT / "notebooks" / "08_pareto.ipynb"
+    cell, recipe = cell_defaults(path), cell_defaults(ROOT / "notebooks" / "04_finetune.ipynb")
+    first = key_parts(path, ParetoParams, cell | {"finetune": recipe}, {})
+    same = recipe | {"workers": 3, "run_dir": "elsewhere", "pretrain_dir": "elsewhere"}
+    assert first == key_parts(path, ParetoParams, cell | {"finetune": same, "minutes": 5.0}, {})
+    other = key_parts(path, ParetoParams, cell | {"finetune": recipe | {"num_steps": 7}}, {})
+    assert explain(first, other) == "parameters changed: finetune.num_steps 320 -> 7"

@@ -1,9 +1,12 @@
+from typing import Annotated, Any
+
 import pytest
 
 from nblib.run.keys import read_cells
 from nblib.run.layers import BadRequest, Project, resolve
+from nblib.run.params import NotebookParams, Recipe
 from nblib.run.runner import Request, plan
-from tests.run.tiny import layer, open_project, tiny_project
+from tests.run.tiny import layer, open_project, tiny_project, write_notebook
 
 
 @pytest.fixture
@@ -151,3 +154,43 @@ def test_values_that_do_not_go_together_and_options_inside_a_value(tmp_path):
     assert refused(variants={"x": variant}) == "-p variants: unknown option ratoi in variants.x"
     assert "-p variants: variants.x.of is missing" in refused(variants={"x": {"two_phase": True}})
     assert "variants.x = {'of': 'bm25'}: this is 'bm25' itself" in refused(variants={"x": {"of": "bm25"}})
+
+
+@pytest.fixture
+def sweep(folder):
+    """A fourth notebook that holds 02's parameters as a recipe."""
+    made = ["recipe = {}\nrun_dir = 'outputs/lab/08_sweep'\n", "pass"]
+    write_notebook(folder / "notebooks/08_sweep.ipynb", made)
+    layer(folder, "small", "02_train", "num_steps: 5\n")
+    project = open_project(folder)
+    project.models["08_sweep"] = SweepParams
+    yield project
+    del project.models["08_sweep"]
+
+
+class SweepParams(NotebookParams):
+    recipe: Annotated[dict[str, Any], Recipe("02_train")]
+    run_dir: str
+
+
+def recipe_of(project, folder, *overrides):
+    request = Request(["small"], list(overrides), only="08", outputs=folder / "out")
+    return plan(project, request)[0].params["recipe"]
+
+
+def test_a_recipe_is_what_the_layers_make_of_the_other_notebook(sweep, folder):
+    cell = {"num_steps": 5, "pause_s": 0.0, "break_at": -1, "seed": 13}
+    assert recipe_of(sweep, folder) == cell, "all but the folders"
+    assert recipe_of(sweep, folder, "02.num_steps=7")["num_steps"] == 7
+    assert recipe_of(sweep, folder, "seed=3")["seed"] == 3
+    layer(folder, "small", "08_sweep", "recipe: {num_steps: 6, break_at: 2}\n")
+    got = recipe_of(sweep, folder, "02.break_at=1")
+    assert (got["num_steps"], got["break_at"]) == (6, 1)
+
+
+def test_a_bad_value_in_a_recipe_is_refused_with_its_place(sweep, folder):
+    with pytest.raises(BadRequest, match="-p 02.num_steps=0: num_steps = 0: input should be greater than 0"):
+        recipe_of(sweep, folder, "02.num_steps=0")
+    layer(folder, "small", "08_sweep", "recipe: {num_stepz: 6}\n")
+    with pytest.raises(BadRequest, match="08_sweep.yaml, line 1: unknown parameter num_stepz of 02_train"):
+        recipe_of(sweep, folder)

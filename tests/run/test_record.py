@@ -2,7 +2,7 @@ import pytest
 
 from nblib.files import read_json, write_json
 from nblib.run.layers import BadRequest
-from nblib.run.record import record, replace_block
+from nblib.run.record import block, record, replace_block
 
 ROW = {"dataset": "d", "n_docs": 1200, "n_queries": 30, "mrr_at_10": 0.4, "recall_at_100": 0.9}
 
@@ -82,3 +82,10 @@ def test_unfinished_runs_are_refused(folder, tmp_path):
 
 def test_other_blocks_stay():
     assert replace_block("<!-- a -->\nx\n<!-- /a -->", "b", "y\n") == "<!-- a -->\nx\n<!-- /a -->"
+
+
+def test_the_tables_of_a_sweep_stand_for_its_profile(tmp_path):
+    shown = tmp_path / "13_ablation" / "figures"
+    shown.mkdir(parents=True)
+    (shown / "table_ablation.md").write_text("| variant |\n| --- |\n| full |\n")
+    assert block(tmp_path, {"01_data_prep": {}, "13_ablation": {}}) == "| variant |\n| --- |\n| full |\n"

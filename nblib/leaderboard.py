@@ -19,7 +19,7 @@ NAME = "position:sticky;left:0;background:var(--jp-layout-color0,Canvas);text-al
 
 
 @dataclass(frozen=True)
-class League:
+class Leaderboard:
     """Values by (data set, system); what is absent was not measured."""
 
     datasets: list[str]
@@ -59,9 +59,9 @@ class League:
         return {system for system, v in shown.items() if v == max(shown.values())}
 
 
-def make_league(
+def make_leaderboard(
     rows: list[dict[str, Any]], published: list[dict[str, Any]], baseline: str | None = None
-) -> League:
+) -> Leaderboard:
     """Arrange metrics rows, in their order.
 
     Args:
@@ -69,7 +69,7 @@ def make_league(
         published: of `nblib.published.published_for`; they enter no mark, no best and no mean of ours.
         baseline: system that the marks + and - compare with.
     """
-    return League(
+    return Leaderboard(
         datasets=list(dict.fromkeys(row["dataset"] for row in rows)),
         systems=list(dict.fromkeys(row["system"] for row in rows)),
         ours={_key(row): row[METRIC] for row in rows},
@@ -92,91 +92,91 @@ def _mark(row: dict[str, Any], baseline: str | None) -> str:
     return "+" if row[f"diff_vs_{baseline}"] > 0 else "-"
 
 
-def league_frame(league: League) -> pd.DataFrame:
+def leaderboard_frame(board: Leaderboard) -> pd.DataFrame:
     """Lay the table out for a program: numbers, marks in columns of their own, the mean last."""
     lines = []
-    for dataset in [*league.datasets, None]:
-        line = {"dataset": dataset or league.mean_name}
-        line |= {s: league.value(dataset, s) for s in league.systems}
-        if league.baseline:
-            tested = [s for s in league.systems if s != league.baseline]
-            line |= {f"{s} against {league.baseline}": league.marks.get((dataset, s), "") for s in tested}
-        lines.append(line | {f"published: {s}": league.value(dataset, s, True) for s in league.others})
+    for dataset in [*board.datasets, None]:
+        line = {"dataset": dataset or board.mean_name}
+        line |= {s: board.value(dataset, s) for s in board.systems}
+        if board.baseline:
+            tested = [s for s in board.systems if s != board.baseline]
+            line |= {f"{s} against {board.baseline}": board.marks.get((dataset, s), "") for s in tested}
+        lines.append(line | {f"published: {s}": board.value(dataset, s, True) for s in board.others})
     return pd.DataFrame(lines).round(4)
 
 
-def league_markdown(league: League) -> str:
+def leaderboard_markdown(board: Leaderboard) -> str:
     """Write the table for a page of text: our runs with their legend, then the published figures."""
     lines = []
-    for dataset in [*league.datasets, None]:
-        best = league.best(dataset)
-        cells = [" ".join(_parts(league, dataset, s)).rstrip() for s in league.systems]
-        cells = [f"**{c}**" if s in best else c for s, c in zip(league.systems, cells, strict=True)]
-        lines.append([dataset or league.mean_name, *cells])
-    text = pipe_table(["data set", *league.systems], lines) + f"\n{legend(league)}\n"
-    if not league.others:
+    for dataset in [*board.datasets, None]:
+        best = board.best(dataset)
+        cells = [" ".join(_parts(board, dataset, s)).rstrip() for s in board.systems]
+        cells = [f"**{c}**" if s in best else c for s, c in zip(board.systems, cells, strict=True)]
+        lines.append([dataset or board.mean_name, *cells])
+    text = pipe_table(["data set", *board.systems], lines) + f"\n{legend(board)}\n"
+    if not board.others:
         return text
-    lines = [[name, *(f"*{c}*" if c else "" for c in cells)] for name, cells in _published_lines(league)]
-    return f"{text}\n{pipe_table(['published', *league.others], lines)}\n{source_note(league)}\n"
+    lines = [[name, *(f"*{c}*" if c else "" for c in cells)] for name, cells in _published_lines(board)]
+    return f"{text}\n{pipe_table(['published', *board.others], lines)}\n{source_note(board)}\n"
 
 
-def _parts(league: League, dataset: str | None, system: str) -> tuple[str, str]:
+def _parts(board: Leaderboard, dataset: str | None, system: str) -> tuple[str, str]:
     """Write one of our values with three digits, and its mark; "" where there is none."""
-    value = league.value(dataset, system)
-    return ("", "") if value is None else (dot3(value), league.marks.get((dataset, system), ""))
+    value = board.value(dataset, system)
+    return ("", "") if value is None else (dot3(value), board.marks.get((dataset, system), ""))
 
 
-def _published_lines(league: League) -> list[tuple[str, list[str]]]:
+def _published_lines(board: Leaderboard) -> list[tuple[str, list[str]]]:
     """Write the published figures of each set that has some; of the mean, if ours is over the same sets."""
     lines = []
-    for dataset in [*league.known, None]:
-        values = [league.value(dataset, system, published=True) for system in league.others]
+    for dataset in [*board.known, None]:
+        values = [board.value(dataset, system, published=True) for system in board.others]
         if any(value is not None for value in values):
-            lines.append((dataset or league.mean_name, ["" if v is None else dot3(v) for v in values]))
+            lines.append((dataset or board.mean_name, ["" if v is None else dot3(v) for v in values]))
     return lines
 
 
-def legend(league: League) -> str:
+def legend(board: Leaderboard) -> str:
     """Say what bold, the marks and the mean are."""
     parts = ["nDCG@10; bold: the best."]
-    if league.baseline:
+    if board.baseline:
         parts.append(
-            f"+ and - : better and worse than {league.baseline}, p < {dot3(ALPHA).rstrip('0')} by the paired "
+            f"+ and - : better and worse than {board.baseline}, p < {dot3(ALPHA).rstrip('0')} by the paired "
             "randomisation test over queries, after Holm's correction over the systems of the row."
         )
-    if len(league.shared) < len(league.datasets):
+    if len(board.shared) < len(board.datasets):
         parts.append("The mean is over the sets that all systems have.")
     return " ".join(parts)
 
 
-def source_note(league: League) -> str:
+def source_note(board: Leaderboard) -> str:
     """Say what the published figures are, and where they come from."""
-    sources = "; ".join(league.sources)
+    sources = "; ".join(board.sources)
     return f"Published by others, not run here, in no test and no mean of ours. Sources: {sources}."
 
 
-def league_html(league: League) -> str:
+def leaderboard_html(board: Leaderboard) -> str:
     """Draw the table for a notebook and its report; all style is inline, since JupyterLab drops <style>.
 
     A table wider than the page scrolls, and the names of the data sets stay.
     """
-    body = "".join(_row_html(league, dataset) for dataset in [*league.datasets, None])
-    html = _table(["data set", *league.systems], body) + _note(legend(league))
-    if not league.others:
+    body = "".join(_row_html(board, dataset) for dataset in [*board.datasets, None])
+    html = _table(["data set", *board.systems], body) + _note(legend(board))
+    if not board.others:
         return html
     lines = [
         _name(name) + "".join(_cell(f"<i>{text}</i>") for text in cells)
-        for name, cells in _published_lines(league)
+        for name, cells in _published_lines(board)
     ]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return html + _table(["published", *league.others], body) + _note(source_note(league))
+    return html + _table(["published", *board.others], body) + _note(source_note(board))
 
 
-def _row_html(league: League, dataset: str | None) -> str:
-    best, ruled = league.best(dataset), RULED * (dataset is None)
-    cells = _name(dataset or league.mean_name, ruled)
-    for system in league.systems:
-        value, mark = _parts(league, dataset, system)
+def _row_html(board: Leaderboard, dataset: str | None) -> str:
+    best, ruled = board.best(dataset), RULED * (dataset is None)
+    cells = _name(dataset or board.mean_name, ruled)
+    for system in board.systems:
+        value, mark = _parts(board, dataset, system)
         value = f"<b>{value}</b>" if system in best else value
         # The mark has a place of its own, so that the digits stand below one another.
         cells += _cell(f'{value}<span style="{MARK}">{mark.replace("-", "−")}</span>', ruled)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from nblib import contest
+from nblib import retrieval
 from nblib.evaluate import COST
 from nblib.run.params import Variant
 from nblib.search.inverted import TwoPhase
@@ -30,7 +30,7 @@ def made_up(encoded=None):
 def search(variants=None, hybrids=None, systems=None, k=5):
     systems = systems or [made_up()]
     texts = TEXTS[: D.shape[0]]
-    found = contest.search_all(systems, texts, ["0", "1", "2"], k, variants, hybrids)
+    found = retrieval.search_all(systems, texts, ["0", "1", "2"], k, variants, hybrids)
     return {result.name: result for result in found}
 
 
@@ -71,8 +71,8 @@ def test_two_phase_finds_by_heavy_terms_and_ranks_by_all():
     # Query 0: 8 and 4 reach .4 x 8; document 2 holds the light term only, so it is not found.
     assert sorted(found.index[0][found.index[0] >= 0].tolist()) == [0, 1, 3, 4]
     np.testing.assert_allclose(found.scores[0][:4], [13, 13, 12, 8], rtol=1e-6)
-    given = contest.vary(
-        contest.enter(made_up(), TEXTS),
+    given = retrieval.vary(
+        retrieval.enter(made_up(), TEXTS),
         "mine",
         Variant(of="finetuned", two_phase=True, two_phase_ratio=0.9, two_phase_window=50),
     )
@@ -89,9 +89,9 @@ def test_seismic_searches_the_same_documents():
 
 def test_documents_are_encoded_once_and_an_index_serves_all_that_share_its_documents():
     encoded = []
-    entry = contest.enter(made_up(encoded), TEXTS)
-    light = contest.vary(entry, "q", Variant(of="finetuned", query_top_k=1))
-    pruned = contest.vary(entry, "d", Variant(of="finetuned", doc_top_k=1))
+    entry = retrieval.enter(made_up(encoded), TEXTS)
+    light = retrieval.vary(entry, "q", Variant(of="finetuned", query_top_k=1))
+    pruned = retrieval.vary(entry, "d", Variant(of="finetuned", doc_top_k=1))
     assert light.engine is entry.engine and pruned.engine is not entry.engine
     encoded.clear()
     variants = {f"v{i}": Variant(of="finetuned", doc_top_k=i) for i in (1, 2, 3)}
@@ -117,7 +117,7 @@ def test_a_hybrid_fuses_ranks_of_systems_and_variants():
 def test_what_is_measured_of_which_system(trained, tmp_path):
     systems = all_systems(trained, tmp_path, ["bm25", "dense"])
     hybrids = {"rrf": ["bm25", "dense"]}
-    found = {r.name: r for r in contest.search_all(systems, TEXTS, QUERIES, 3, None, hybrids)}
+    found = {r.name: r for r in retrieval.search_all(systems, TEXTS, QUERIES, 3, None, hybrids)}
     assert set(found["bm25"].cost) == set(COST), "every cost of a sparse system"
     assert set(found["dense"].cost) == {"encode_docs_per_s", "query_ms_p50", "query_ms_p99"}
     assert all(value > 0 for value in found["bm25"].cost.values())
@@ -126,7 +126,7 @@ def test_what_is_measured_of_which_system(trained, tmp_path):
 
 
 def test_threads_give_the_same_hits():
-    entry = contest.enter(bm25("english"), TEXTS * 40)
+    entry = retrieval.enter(bm25("english"), TEXTS * 40)
     q_reps = entry.encode_queries(QUERIES * 20)
     one, four = (entry.search(q_reps, 30, threads) for threads in (1, 4))
     for a, b in zip(one, four, strict=True):
@@ -135,6 +135,6 @@ def test_threads_give_the_same_hits():
 
 def test_empty_input_is_refused():
     with pytest.raises(ValueError, match="bm25: 0 documents"):
-        list(contest.search_all([bm25("english")], [], ["q"], 1))
+        list(retrieval.search_all([bm25("english")], [], ["q"], 1))
     with pytest.raises(ValueError, match="bm25: 0 queries"):
-        list(contest.search_all([bm25("english")], ["a document"], [], 1))
+        list(retrieval.search_all([bm25("english")], ["a document"], [], 1))
