@@ -177,16 +177,31 @@ class InvertedIndex:
                 f"queries have {q_reps.shape[1]} terms and the index {self.n_terms}: "
                 "both sides must come from the same vocabulary"
             )
-        if q_reps.format != "csr" or not kernels.ascend(q_reps.indptr, q_reps.indices):
+        queries, wrong = self._arrays(q_reps)
+        if wrong == kernels.NOT_ASCENDING:
             q_reps = csr_array(q_reps, copy=True)
             q_reps.sum_duplicates()  # sorts the terms too
-        if two_phase and q_reps.nnz and q_reps.data.min() < 0:
-            raise ValueError(f"query weight {q_reps.data.min()}: two-phase search takes none below 0")
-        indptr, terms = q_reps.indptr.astype(np.int64), q_reps.indices.astype(np.int64)
-        if q_reps.data.dtype == np.float32:
-            return indptr, terms, q_reps.data
-        with np.errstate(over="ignore"):  # the kernel refuses what is infinite
-            return indptr, terms, q_reps.data.astype(np.float32)
+            queries, wrong = self._arrays(q_reps)
+        if wrong == kernels.NOT_FINITE:
+            raise ValueError(
+                "a score is NaN or infinite, or could be: look for NaN or huge values in the "
+                f"query's weights or in the IDF (the largest document weight is {self._largest:g})"
+            )
+        if wrong == kernels.NO_SUCH_TERM:
+            raise ValueError(f"a query names a term outside 0 to {self.n_terms - 1}")
+        if two_phase and len(queries[2]) and queries[2].min() < 0:
+            raise ValueError(f"query weight {queries[2].min()}: two-phase search takes none below 0")
+        return queries
+
+    def _arrays(self, q_reps: csr_matrix) -> tuple[Queries, int]:
+        """Take the arrays of queries in the types of the kernels, and what is wrong with them."""
+        q_reps = q_reps if q_reps.format == "csr" else csr_array(q_reps)
+        indptr, terms, weights = q_reps.indptr.astype(np.int64), q_reps.indices.astype(np.int64), q_reps.data
+        if weights.dtype != np.float32:
+            with np.errstate(over="ignore"):  # infinite ones are refused
+                weights = weights.astype(np.float32)
+        queries = (indptr, terms, weights)
+        return queries, kernels.check_queries(*queries, self.n_terms, self._largest)
 
     def _best(self, queries: Queries, start: int, stop: int, k: int, two: TwoPhase | None) -> np.ndarray:
         """Keys of the best hits [stop - start, at least k], in no order."""
@@ -202,14 +217,7 @@ class InvertedIndex:
         best, scores = np.zeros((stop - start, k), np.uint64), self._scores()
         for first, shard in zip(self._first, self.shards, strict=True):
             lists = (shard.indptr, shard.documents, shard.weights, first, shard.n_docs)
-            wrong = kernels.search_shard(*lists, self._largest, *queries, start, best, scores)
-            if wrong == kernels.NOT_FINITE:
-                raise ValueError(
-                    "a score is NaN or infinite, or could be: look for NaN or huge values in the "
-                    f"query's weights or in the IDF (the largest document weight is {self._largest:g})"
-                )
-            if wrong == kernels.NO_SUCH_TERM:
-                raise ValueError(f"a query names a term outside 0 to {self.n_terms - 1}")
+            kernels.search_shard(*lists, *queries, start, best, scores)
         return best
 
     def _second_phase(self, queries: Queries, start: int, chosen: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ Document numbers come as uint32: numba then leaves out the test for negative pos
 import numpy as np
 from numba import njit
 
-OK, NO_SUCH_TERM, NOT_FINITE = 0, 1, 2  # what search_shard returns
+OK, NOT_ASCENDING, NO_SUCH_TERM, NOT_FINITE = 0, 1, 2, 3  # what check_queries returns
 ALL = np.uint64(0xFFFFFFFF)
 SCORE_SHIFT = np.uint64(32)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -20,8 +20,28 @@ RATHER_SEEK = 25  # x pairs of document and term < postings: seeking the documen
 
 
 @njit(nogil=True, cache=True)
+def check_queries(q_indptr, q_terms, q_weights, n_terms, largest):
+    """Say what is wrong with queries: NOT_ASCENDING terms, NO_SUCH_TERM, NOT_FINITE; or OK.
+
+    largest: largest absolute weight of the index. No sum can overflow, not even in between.
+    """
+    for row in range(len(q_indptr) - 1):
+        before, reach = -1, 0.0
+        for i in range(q_indptr[row], q_indptr[row + 1]):
+            if q_terms[i] < 0 or q_terms[i] >= n_terms:
+                return NO_SUCH_TERM
+            if q_terms[i] <= before:
+                return NOT_ASCENDING
+            before = q_terms[i]
+            reach += abs(q_weights[i]) * max(largest, 1.0)
+        if not reach < FLOAT32_MAX:  # also where it is NaN
+            return NOT_FINITE
+    return OK
+
+
+@njit(nogil=True, cache=True)
 def search_shard(
-    indptr, documents, weights, first_doc, n_docs, largest, q_indptr, q_terms, q_weights, start, best, scores
+    indptr, documents, weights, first_doc, n_docs, q_indptr, q_terms, q_weights, start, best, scores
 ):
     """Merge the hits of one shard into the best hits of some queries.
 
@@ -29,14 +49,10 @@ def search_shard(
         indptr, documents, weights: [V + 1] int64, [P] uint32 ascending in each list, [P] float32.
         first_doc: number of the shard's document 0 in the index.
         n_docs: documents of the shard.
-        largest: largest absolute weight of the index.
-        q_indptr, q_terms, q_weights: queries as CSR, int64, int64 ascending in each row, float32.
+        q_indptr, q_terms, q_weights: queries as CSR, int64, int64, float32, that check_queries found OK.
         start: the query that belongs to best[0].
         best: [B, k] uint64 keys, in no order; read and written.
         scores: [at least n_docs] float32, all 0; is all 0 again at the end.
-
-    Returns:
-        OK, or what is wrong: NO_SUCH_TERM, NOT_FINITE.
     """
     bits = scores.view(np.int32)
     k = best.shape[1]
@@ -44,14 +60,7 @@ def search_shard(
     for row in range(len(best)):
         terms = q_terms[q_indptr[start + row] : q_indptr[start + row + 1]]
         values = q_weights[q_indptr[start + row] : q_indptr[start + row + 1]]
-        reach, postings = 0.0, 0
-        for i in range(len(terms)):
-            if terms[i] < 0 or terms[i] >= len(indptr) - 1:
-                return NO_SUCH_TERM
-            reach += abs(values[i]) * largest
-            postings += indptr[terms[i] + 1] - indptr[terms[i]]
-        if not reach < FLOAT32_MAX:  # so that no sum can overflow; also true of NaN
-            return NOT_FINITE
+        postings = _count(indptr, terms)
         if postings == 0:
             continue
         count = _take(best[row], room)
@@ -63,7 +72,15 @@ def search_shard(
         if count > k:
             _keep_best(room, count, k)
         best[row, : min(count, k)] = room[: min(count, k)]
-    return OK
+
+
+@njit(nogil=True, cache=True)
+def _count(indptr, terms):
+    """Count the postings of some terms."""
+    postings = 0
+    for term in terms:
+        postings += indptr[term + 1] - indptr[term]
+    return postings
 
 
 @njit(nogil=True, cache=True)
@@ -152,10 +169,7 @@ def rescore_shard(
         high = np.searchsorted(chosen[row], np.uint32(first_doc + n_docs))
         terms = q_terms[q_indptr[start + row] : q_indptr[start + row + 1]]
         values = q_weights[q_indptr[start + row] : q_indptr[start + row + 1]]
-        postings = 0
-        for term in terms:
-            postings += indptr[term + 1] - indptr[term]
-        if (high - low) * len(terms) * RATHER_SEEK < postings:
+        if (high - low) * len(terms) * RATHER_SEEK < _count(indptr, terms):
             for i in range(len(terms)):
                 listed = documents[indptr[terms[i]] : indptr[terms[i] + 1]]
                 weight = weights[indptr[terms[i]] : indptr[terms[i] + 1]]
@@ -217,16 +231,6 @@ def split_high(q_indptr, q_terms, q_weights, ratio):
                 count += 1
         indptr[row + 1] = count
     return indptr, terms[:count], weights[:count]
-
-
-@njit(nogil=True, cache=True)
-def ascend(indptr, terms):
-    """Say whether the terms of each query ascend, none twice."""
-    for row in range(len(indptr) - 1):
-        for i in range(indptr[row] + 1, indptr[row + 1]):
-            if terms[i] <= terms[i - 1]:
-                return False
-    return True
 
 
 @njit(nogil=True, cache=True)

@@ -41,7 +41,7 @@ def test_equals_a_plain_sort(k, density, seed, whole, low):
 @pytest.mark.parametrize("rather_scan", [0, 10**9])
 def test_both_ways_to_select_give_the_same(rather_scan, monkeypatch):
     """In plain Python: a compiled kernel keeps the constant it was compiled with."""
-    for name in ("search_shard", "_take", "_score", "_select_all", "_select_touched", "_keep_best"):
+    for name in ("search_shard", "_count", "_take", "_score", "_select_all", "_select_touched", "_keep_best"):
         monkeypatch.setattr(kernels, name, getattr(kernels, name).py_func)
     monkeypatch.setattr(kernels, "RATHER_SCAN", rather_scan)
     q, d = random_reps(5, 20, 0.3, 4, True, -1), random_reps(200, 20, 0.3, 5, True, -1)
@@ -184,8 +184,9 @@ def test_nonsense_is_refused():
         index.search(q, 1, two_phase=TwoPhase())
     broken = csr_matrix((np.ones(1), np.array([0]), np.array([0, 1])), shape=(1, 3))
     broken.indices[0] = 7
-    with pytest.raises(ValueError, match="term outside 0 to 2"):
-        index.search(broken, 1)
+    for two_phase in (None, TwoPhase()):
+        with pytest.raises(ValueError, match="term outside 0 to 2"):
+            index.search(broken, 1, two_phase=two_phase)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
@@ -193,6 +194,8 @@ def test_weights_that_are_not_finite_are_refused(value):
     one, bad = csr_matrix(np.ones((1, 2))), csr_matrix(np.array([[value, 1.0]]))
     with pytest.raises(ValueError, match="NaN or infinite"):
         top_k(bad, one, k=1)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        InvertedIndex.from_csr(one).search(bad, 1, two_phase=TwoPhase())
     with pytest.raises(ValueError, match="NaN or infinite"):
         top_k(one, bad, k=1)
 
