@@ -17,7 +17,7 @@ from nblib.explain import (
     matched_terms,
 )
 from nblib.idf import query_matrix, token_matrix
-from nblib.search.exact import top_k
+from nblib.search.inverted import top_k
 
 
 @pytest.fixture(scope="module")
