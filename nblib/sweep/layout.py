@@ -33,6 +33,7 @@ AFTER_HEAD = {
     "normalise_teachers",
 }
 STAGE = "stage.json"
+ALONE = {"systems": ["finetuned"], "variants": {}, "hybrids": {}}
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,7 @@ def recipe(notebook: str, given: dict[str, Any]) -> dict[str, Any]:
 def evaluation(params, **change: Any) -> BeirEvalParams:
     """Give 05's parameters for a sweep's models, with the sweep's folders and the changes."""
     own = {name: getattr(params, name) for name in ("data_dir", "idf_dir", "run_dir")}
-    return BeirEvalParams(
-        **recipe("05_beir_eval", params.evaluation) | {"systems": ["finetuned"]} | own | change
-    )
+    return BeirEvalParams(**recipe("05_beir_eval", params.evaluation) | ALONE | own | change)
 
 
 def stages_of(point: Point, base: Base) -> list[Stage]:
