@@ -178,7 +178,8 @@ def sentence_transformers_side(case: Case, k: int) -> Side:
 def _sparse_tensor(reps: csr_matrix) -> torch.Tensor:
     coo = reps.tocoo()
     where = torch.from_numpy(np.stack([coo.row, coo.col]).astype(np.int64))
-    return torch.sparse_coo_tensor(where, torch.from_numpy(coo.data), coo.shape).coalesce()
+    tensor = torch.sparse_coo_tensor(where, torch.from_numpy(coo.data), coo.shape, check_invariants=False)
+    return tensor.coalesce()
 
 
 def scipy_side(case: Case, k: int) -> Side:
