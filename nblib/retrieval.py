@@ -14,6 +14,7 @@ from scipy.sparse import issparse
 
 from nblib.encoded import Reps
 from nblib.evaluate import THREADS, sparse_cost
+from nblib.idf import compute_idf_weights, query_matrix
 from nblib.model.prune import prune_reps
 from nblib.run.progress import report
 from nblib.search.exact import top_k_dense
@@ -100,7 +101,7 @@ def search_all(
     for system in systems:
         entry = enter(system, texts)
         own = {name: options for name, options in (variants or {}).items() if options.of == system.name}
-        for one in [entry, *(vary(entry, name, options) for name, options in own.items())]:
+        for one in [entry, *(vary(entry, n, options, system, texts) for n, options in own.items())]:
             result = measure(one, queries, k, timed_queries)
             found[result.name] = result.index
             yield result
@@ -144,13 +145,14 @@ def build(d_reps: Reps, engine: str = "exact") -> tuple[Any, dict[str, float]]:
     return index, {"build_s": time.perf_counter() - start}
 
 
-def vary(entry: Entry, name: str, options: Any) -> Entry:
-    """Change how an entry is searched: prune queries or documents, two phases, another engine.
+def vary(entry: Entry, name: str, options: Any, system: System, texts: list[str]) -> Entry:
+    """Change how an entry is searched: prune queries or documents, two phases, other weights, another engine.
 
     Args:
         entry: of a sparse system, with the exact engine.
         name: of the variant.
         options: `nblib.run.params.Variant`.
+        system, texts: of the entry; corpus_idf counts these documents by the system's tokenizer.
     """
     d_reps, engine, cost = entry.d_reps, entry.engine, entry.cost
     if options.doc_max_ratio or options.doc_top_k:
@@ -163,11 +165,18 @@ def vary(entry: Entry, name: str, options: Any) -> Entry:
         numbers = (options.two_phase_ratio, options.two_phase_expansion, options.two_phase_window)
         two_phase = TwoPhase(*numbers)
 
-    encode_queries = entry.encode_queries
+    encode_queries = _by_corpus(system, texts) if options.corpus_idf else entry.encode_queries
     if options.query_max_ratio or options.query_top_k:
-        keep = (options.query_max_ratio, options.query_top_k)
-        encode_queries = lambda queries: prune_reps(entry.encode_queries(queries), *keep)  # noqa: E731
+        keep, whole = (options.query_max_ratio, options.query_top_k), encode_queries
+        encode_queries = lambda queries: prune_reps(whole(queries), *keep)  # noqa: E731
     return Entry(name, d_reps, encode_queries, engine, cost, two_phase)
+
+
+def _by_corpus(system: System, texts: list[str]) -> EncodeQueries:
+    """Weigh query tokens by their IDF in these texts (paper, table 5: "per-dataset IDF")."""
+    tokenizer = system.tokenizer
+    idf = np.array(list(compute_idf_weights(texts, tokenizer).values()), np.float32)  # [V]
+    return lambda queries: query_matrix(queries, tokenizer, idf)
 
 
 def measure(entry: Entry, queries: list[str], k: int, timed_queries: int = TIMED_QUERIES) -> Result:

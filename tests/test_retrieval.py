@@ -6,6 +6,7 @@ from scipy.sparse import csr_matrix
 
 from nblib import retrieval
 from nblib.evaluate import COST
+from nblib.idf import compute_idf_weights
 from nblib.run.params import Variant
 from nblib.search.inverted import TwoPhase
 from nblib.systems import System, bm25
@@ -75,6 +76,8 @@ def test_two_phase_finds_by_heavy_terms_and_ranks_by_all():
         retrieval.enter(made_up(), TEXTS),
         "mine",
         Variant(of="finetuned", two_phase=True, two_phase_ratio=0.9, two_phase_window=50),
+        made_up(),
+        TEXTS,
     )
     assert given.two_phase == TwoPhase(0.9, 5.0, 50)
 
@@ -90,8 +93,8 @@ def test_seismic_searches_the_same_documents():
 def test_documents_are_encoded_once_and_an_index_serves_all_that_share_its_documents():
     encoded = []
     entry = retrieval.enter(made_up(encoded), TEXTS)
-    light = retrieval.vary(entry, "q", Variant(of="finetuned", query_top_k=1))
-    pruned = retrieval.vary(entry, "d", Variant(of="finetuned", doc_top_k=1))
+    light = retrieval.vary(entry, "q", Variant(of="finetuned", query_top_k=1), made_up(), TEXTS)
+    pruned = retrieval.vary(entry, "d", Variant(of="finetuned", doc_top_k=1), made_up(), TEXTS)
     assert light.engine is entry.engine and pruned.engine is not entry.engine
     encoded.clear()
     variants = {f"v{i}": Variant(of="finetuned", doc_top_k=i) for i in (1, 2, 3)}
@@ -138,3 +141,15 @@ def test_empty_input_is_refused():
         list(retrieval.search_all([bm25("english")], [], ["q"], 1))
     with pytest.raises(ValueError, match="bm25: 0 queries"):
         list(retrieval.search_all([bm25("english")], ["a document"], [], 1))
+
+
+def test_query_weights_counted_on_the_searched_corpus(trained, tmp_path):
+    systems = all_systems(trained, tmp_path, ["idf-bag"])
+    variants = {"own": Variant(of="idf-bag", corpus_idf=True)}
+    own = {r.name: r for r in retrieval.search_all(systems, TEXTS, QUERIES, 3, variants)}["own"]
+    weights = list(compute_idf_weights(TEXTS, systems[0].tokenizer).values())
+    counted = own.q_reps.tocoo()
+    assert counted.nnz and own.q_reps.sum() != 0
+    assert counted.data.tolist() == pytest.approx([weights[token] for token in counted.col])
+    with pytest.raises(ValueError, match="are the searched corpus's already"):
+        Variant(of="bm25", corpus_idf=True)
