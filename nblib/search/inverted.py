@@ -18,7 +18,7 @@ from nblib.search import kernels, shards
 from nblib.search.exact import Progress
 from nblib.search.shards import Shard
 
-BATCH = 16  # queries that a thread takes at a time
+BATCH = 64  # queries that a thread takes at a time, at most
 Hits = tuple[np.ndarray, np.ndarray]
 Queries = tuple[np.ndarray, np.ndarray, np.ndarray]  # indptr, terms, weights
 
@@ -156,15 +156,17 @@ class InvertedIndex:
         queries = self._queries(q_reps, two_phase)
         total, kept = q_reps.shape[0], min(k, max(self.n_docs, 1))
         index, scores = np.empty((total, k), np.int64), np.empty((total, k), np.float32)
+        batch = BATCH if threads == 1 else max(1, min(BATCH, -(-total // (2 * threads))))
 
         def run(start: int) -> int:
-            stop = min(start + BATCH, total)
+            stop = min(start + batch, total)
             keys = self._best(queries, start, stop, kept, two_phase)
-            kernels.decode(np.sort(keys, axis=1)[:, -kept:], start, index, scores)
+            keys.sort(axis=1)
+            kernels.decode(keys[:, -kept:], start, index, scores)
             return stop - start
 
         done = 0
-        for count in _in_threads(run, range(0, total, BATCH), threads):
+        for count in _in_threads(run, range(0, total, batch), threads):
             done += count
             if progress:
                 progress(done, total)
@@ -189,7 +191,7 @@ class InvertedIndex:
             )
         if wrong == kernels.NO_SUCH_TERM:
             raise ValueError(f"a query names a term outside 0 to {self.n_terms - 1}")
-        if two_phase and len(queries[2]) and queries[2].min() < 0:
+        if two_phase and wrong == kernels.NEGATIVE:
             raise ValueError(f"query weight {queries[2].min()}: two-phase search takes none below 0")
         return queries
 
@@ -222,15 +224,13 @@ class InvertedIndex:
 
     def _second_phase(self, queries: Queries, start: int, chosen: np.ndarray) -> np.ndarray:
         """Score the chosen documents (keys [B, W]) with all terms: keys [B, W], in no order."""
-        documents = np.where(chosen == 0, kernels.ALL, kernels.ALL - (chosen & kernels.ALL))
-        documents = np.sort(documents.astype(np.uint32), axis=1)
-        sums = np.zeros(documents.shape, np.float32)
+        documents = kernels.documents_of(chosen)
+        documents.sort(axis=1)
+        keys = np.zeros(documents.shape, np.uint64)
         for first, shard in zip(self._first, self.shards, strict=True):
             lists = (shard.indptr, shard.documents, shard.weights, first, shard.n_docs)
-            kernels.rescore_shard(*lists, *queries, start, documents, sums, self._scores())
-        bits = np.maximum(sums, 0).view(np.uint32).astype(np.uint64)
-        keys = (bits << kernels.SCORE_SHIFT) | (kernels.ALL - documents)
-        return np.where(sums > 0, keys, np.uint64(0))
+            kernels.rescore_shard(*lists, *queries, start, documents, keys, self._scores())
+        return keys
 
     def _scores(self) -> np.ndarray:
         if not hasattr(self._scratch, "scores"):

@@ -10,7 +10,7 @@ Document numbers come as uint32: numba then leaves out the test for negative pos
 import numpy as np
 from numba import njit
 
-OK, NOT_ASCENDING, NO_SUCH_TERM, NOT_FINITE = 0, 1, 2, 3  # what check_queries returns
+OK, NOT_ASCENDING, NO_SUCH_TERM, NOT_FINITE, NEGATIVE = 0, 1, 2, 3, 4  # what check_queries returns
 ALL = np.uint64(0xFFFFFFFF)
 SCORE_SHIFT = np.uint64(32)
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -21,10 +21,11 @@ RATHER_SEEK = 25  # x pairs of document and term < postings: seeking the documen
 
 @njit(nogil=True, cache=True)
 def check_queries(q_indptr, q_terms, q_weights, n_terms, largest):
-    """Say what is wrong with queries: NOT_ASCENDING terms, NO_SUCH_TERM, NOT_FINITE; or OK.
+    """Say what is wrong with queries: NOT_ASCENDING, NO_SUCH_TERM, NOT_FINITE; else NEGATIVE or OK.
 
     largest: largest absolute weight of the index. No sum can overflow, not even in between.
     """
+    found = OK
     for row in range(len(q_indptr) - 1):
         before, reach = -1, 0.0
         for i in range(q_indptr[row], q_indptr[row + 1]):
@@ -34,9 +35,11 @@ def check_queries(q_indptr, q_terms, q_weights, n_terms, largest):
                 return NOT_ASCENDING
             before = q_terms[i]
             reach += abs(q_weights[i]) * max(largest, 1.0)
+            if q_weights[i] < 0:
+                found = NEGATIVE
         if not reach < FLOAT32_MAX:  # also where it is NaN
             return NOT_FINITE
-    return OK
+    return found
 
 
 @njit(nogil=True, cache=True)
@@ -154,31 +157,38 @@ def _keep_best(room, count, k):
 
 @njit(nogil=True, cache=True)
 def rescore_shard(
-    indptr, documents, weights, first_doc, n_docs, q_indptr, q_terms, q_weights, start, chosen, sums, scores
+    indptr, documents, weights, first_doc, n_docs, q_indptr, q_terms, q_weights, start, chosen, keys, scores
 ):
     """Score given documents with all terms of their query, in the order of the terms.
 
     Args:
         indptr to start: as in search_shard.
         chosen: [B, W] uint32 document numbers of the index, ascending; those of other shards are left alone.
-        sums: [B, W] float32, 0 where the shard has the document; its score at the end.
+        keys: [B, W] uint64, in the places of the shard's documents written; 0 for a score not above 0.
         scores: as in search_shard.
     """
+    sums = np.empty(chosen.shape[1], np.float32)
+    bits = sums.view(np.int32)
     for row in range(len(chosen)):
         low = np.searchsorted(chosen[row], np.uint32(first_doc))
         high = np.searchsorted(chosen[row], np.uint32(first_doc + n_docs))
         terms = q_terms[q_indptr[start + row] : q_indptr[start + row + 1]]
         values = q_weights[q_indptr[start + row] : q_indptr[start + row + 1]]
         if (high - low) * len(terms) * RATHER_SEEK < _count(indptr, terms):
+            sums[: high - low] = 0
             for i in range(len(terms)):
                 listed = documents[indptr[terms[i]] : indptr[terms[i] + 1]]
                 weight = weights[indptr[terms[i]] : indptr[terms[i] + 1]]
-                _seek(listed, weight, values[i], first_doc, chosen[row, low:high], sums[row, low:high])
+                _seek(listed, weight, values[i], first_doc, chosen[row, low:high], sums)
         elif high > low:
             _score(indptr, documents, weights, terms, values, scores)
             for c in range(low, high):
-                sums[row, c] = scores[chosen[row, c] - first_doc]
+                sums[c - low] = scores[chosen[row, c] - first_doc]
             scores[:n_docs] = 0
+        for c in range(low, high):
+            keys[row, c] = 0
+            if bits[c - low] > 0:
+                keys[row, c] = (np.uint64(bits[c - low]) << SCORE_SHIFT) | (ALL - np.uint64(chosen[row, c]))
 
 
 @njit(nogil=True, cache=True)
@@ -231,6 +241,16 @@ def split_high(q_indptr, q_terms, q_weights, ratio):
                 count += 1
         indptr[row + 1] = count
     return indptr, terms[:count], weights[:count]
+
+
+@njit(nogil=True, cache=True)
+def documents_of(keys):
+    """Read the documents of keys [B, W], in no order: uint32, the largest number where there is no hit."""
+    documents = np.empty(keys.shape, np.uint32)
+    for row in range(len(keys)):
+        for c in range(keys.shape[1]):
+            documents[row, c] = ALL - (keys[row, c] & ALL) if keys[row, c] else ALL
+    return documents
 
 
 @njit(nogil=True, cache=True)

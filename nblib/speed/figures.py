@@ -19,7 +19,7 @@ def ratios(ax: Axes, rows: Rows) -> Axes:
     ]
     values = [ratio for _, ratio, _ in lines]
     bars = ax.barh(range(len(lines)), values, color="#4477aa", label="peer as shipped")
-    ax.bar_label(bars, [f"{value:.2f}" for value in values], padding=3)
+    ax.bar_label(bars, [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=3)
     lent = [(y, tuned["ratio"]) for y, (_, _, tuned) in enumerate(lines) if tuned and tuned["ratio"]]
     if lent:
         places, ratios = zip(*lent, strict=True)
@@ -30,9 +30,10 @@ def ratios(ax: Axes, rows: Rows) -> Axes:
     ax.invert_yaxis()
     ax.axvline(1, color="black", linewidth=1)
     ax.set(xscale="log", xlabel="times as fast, or as small, as the strongest peer (log scale)")
-    ax.set_xlim(0.5, max([2.0, *values]) * 1.6)
-    ticks = [0.5, *(step * 10**power for power in range(4) for step in (1, 2, 5))]
-    ticks = [tick for tick in ticks if tick <= ax.get_xlim()[1]]
+    least, most = min([0.6, *values]) / 1.2, max([2.0, *values]) * 1.8
+    ax.set_xlim(least, most)
+    ticks = [step * 10.0**power for power in range(-2, 4) for step in (1, 2, 5)]
+    ticks = [tick for tick in ticks if least <= tick <= most]
     ax.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
     ax.set_title("Ours against the peer; right of 1 is better")
     return ax
