@@ -197,7 +197,6 @@ class FinetuneParams(_TrainParams):
     guard_steps: Positive  # bad steps in a row (collapsed or dense reps) that stop the run
     learning_rate_idf: PositiveFloat  # of learned-idf
     query_max_length: Count  # tokens, 0 = all
-    request_share: Ratio  # of the queries, put as a request ("I am interested in ...") to the student
     margin_mse_weight: Weight
     triplet_weight: Weight
     margin: Weight

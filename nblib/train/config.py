@@ -25,8 +25,7 @@ class TrainConfig:
     or fp16. num_epochs counts passes over the rows and replaces num_steps where it is above 0; warmup_ratio,
     a share of all steps, replaces warmup_steps in the same way. lr_scheduler: linear, cosine (num_cycles; 0.5
     falls to 0 once) or constant. patience: evaluations (every eval_steps) without a gain of min_delta in
-    early_stop_on ("ndcg_at_10" or "loss") that end the run; 0 never ends it. request_share: of the queries,
-    put as a request to the student, see nblib.train.requests.
+    early_stop_on ("ndcg_at_10" or "loss") that end the run; 0 never ends it.
     """
 
     num_steps: int
@@ -61,7 +60,6 @@ class TrainConfig:
     query_side: str = "idf"
     learning_rate_idf: float = 1.0e-3
     query_max_length: int = 0
-    request_share: float = 0.0
     # batches
     gradient_accumulation_steps: int = 1
     stages: list[dict] = field(default_factory=list)

@@ -1,7 +1,6 @@
 """Train a sparse encoder: from rows and settings to a model folder."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from nblib.train.collator import Collator
 from nblib.train.config import TrainConfig, make_optimizer, training_arguments
 from nblib.train.data import TrainingSet
 from nblib.train.plan import BatchPlan
-from nblib.train.requests import Requests
 from nblib.train.stages import read_stages
 from nblib.train.trainer import SparseTrainer
 
@@ -113,9 +111,7 @@ def _hooks(config: TrainConfig, folder: Path, label: str, vocab_size: int) -> li
 def make_collator(
     encoder: NeuralSparseEncoder, data: TrainingSet, config: TrainConfig, teacher, token_cache: Path | None
 ) -> Collator:
-    """Tokenize the texts and say how rows become batches. Teachers have read the queries as they are."""
-    if config.request_share:
-        data = replace(data, queries=Requests(data.queries, config.request_share, config.seed))
+    """Tokenize the texts and say how rows become batches."""
     return Collator(
         data,
         encoder.tokenizer,
