@@ -173,7 +173,13 @@ def vary(entry: Entry, name: str, options: Any, system: System, texts: list[str]
 
 
 def _by_corpus(system: System, texts: list[str]) -> EncodeQueries:
-    """Weigh query tokens by their IDF in these texts (paper, table 5: "per-dataset IDF")."""
+    """Weigh query tokens by their IDF in these texts (paper, table 5: "per-dataset IDF").
+
+    Raises:
+        ValueError: the system's queries pass through its encoder, so that they are no bags of tokens.
+    """
+    if not system.bags:
+        raise ValueError(f"corpus_idf of {system.name!r}: its queries are no bags of tokens; leave it out")
     tokenizer = system.tokenizer
     idf = np.array(list(compute_idf_weights(texts, tokenizer).values()), np.float32)  # [V]
     return lambda queries: query_matrix(queries, tokenizer, idf)

@@ -49,6 +49,7 @@ class System:
     name: str
     index: Callable[[list[str]], tuple[Reps, EncodeQueries, float]]
     tokenizer: Any = None  # names the V terms; None if they are not a tokenizer's
+    bags: bool = False  # whether its queries are bags of that tokenizer's tokens
 
 
 def bm25(analyzer: str | Callable[[str], list[str]], name: str = "bm25") -> System:
@@ -82,7 +83,7 @@ def idf_bag(tokenizer: Any, idf: np.ndarray, max_length: int) -> System:
         d_reps = token_matrix(texts, tokenizer, max_length)
         return d_reps, lambda queries: query_matrix(queries, tokenizer, idf), time.perf_counter() - start
 
-    return System("idf-bag", index, tokenizer)
+    return System("idf-bag", index, tokenizer, bags=True)
 
 
 def learned_sparse(
@@ -120,7 +121,7 @@ def learned_sparse(
         d_reps, seconds = cached(cache, version, texts, encode)
         return d_reps, encode_queries, seconds
 
-    return System(name, index, tokenizer)
+    return System(name, index, tokenizer, bags=idf is not None)
 
 
 def _load_sparse(folder: str | Path, max_length: int, precision: str) -> Any:

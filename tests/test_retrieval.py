@@ -153,3 +153,6 @@ def test_query_weights_counted_on_the_searched_corpus(trained, tmp_path):
     assert counted.data.tolist() == pytest.approx([weights[token] for token in counted.col])
     with pytest.raises(ValueError, match="are the searched corpus's already"):
         Variant(of="bm25", corpus_idf=True)
+    passes = System("finetuned", made_up().index, systems[0].tokenizer)  # as a siamese model's
+    with pytest.raises(ValueError, match="corpus_idf of 'finetuned': its queries are no bags"):
+        search({"own": Variant(of="finetuned", corpus_idf=True)}, systems=[passes])

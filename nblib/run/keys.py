@@ -124,7 +124,7 @@ def data_hashes(model: type[NotebookParams], params: dict[str, Any]) -> dict[str
                 hashes[f"{name}={value}"] = sha256_paths([path, *(p for p in beside if p != path)])
     for name, mark in marked(model, Recipe).items():
         inner = BY_NOTEBOOK[mark.notebook]
-        held = {key: params[name].get(key, "") for key in marked(inner, DataPath)}  # "" = not given, no path
+        held = dict.fromkeys(marked(inner, DataPath), "") | params[name]  # "" = not given, no path
         hashes |= {f"{name}.{key}": digest for key, digest in data_hashes(inner, held).items()}
     return hashes
 

@@ -126,6 +126,16 @@ def test_a_set_in_sets_dir_enters_the_key_by_its_content(tmp_path):
     assert list(a) == ["source=set"] and a == b != c
 
 
+def test_a_set_of_a_recipe_counts_where_its_sets_dir_has_it(tmp_path):
+    (tmp_path / "set").mkdir()
+    held = {"finetune": {}, "evaluation": {"datasets": ["set"], "sets_dir": str(tmp_path)}}
+    found = []
+    for text in ("one", "two"):
+        (tmp_path / "set" / "corpus.jsonl").write_text(text)
+        found.append(data_hashes(ParetoParams, held | {"dev_datasets": []}))
+    assert list(found[0]) == ["evaluation.datasets=set"] and found[0] != found[1]
+
+
 def test_upstream_folders_count_by_content_not_by_path(tmp_path):
     path = notebook(tmp_path, "a = 1", "pass")
     values = {"make_dir": "one", "num_steps": 1, "pause_s": 0.0, "break_at": -1, "seed": 1, "run_dir": "x"}
