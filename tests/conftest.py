@@ -1,6 +1,8 @@
 """Shared pieces: small real models and sets, made on the spot."""
 
+import json
 import os
+import shutil
 
 import pytest
 
@@ -36,6 +38,19 @@ def mined_set(tmp_path_factory):
     beir = read_beir(ENGLISH)
     write_beir(folder, beir, mine_negatives(beir, 2, 10, "english", 13))
     return folder
+
+
+@pytest.fixture(scope="module")
+def steps(tiny_backbone, mined_set, tmp_path_factory):
+    """Folders as 01, 02 and 03 leave them: parameters that name them."""
+    from nblib.model.encoder import NeuralSparseEncoder
+
+    base = tmp_path_factory.mktemp("steps")
+    shutil.copytree(mined_set, base / "01" / "artifacts" / "set")
+    texts = [json.loads(line)["text"] for line in (mined_set / "corpus.jsonl").read_text().splitlines()]
+    compute_idf_weights(texts, load_tokenizer(str(tiny_backbone)), base / "02" / "artifacts" / "idf.json")
+    NeuralSparseEncoder(str(tiny_backbone), 32).save_pretrained(base / "03" / "artifacts" / "final_model")
+    return {"data_dir": str(base / "01"), "idf_dir": str(base / "02"), "pretrain_dir": str(base / "03")}
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ class Variant:
     paper: float | None
     pretrain: dict[str, Any] = field(default_factory=dict)
     finetune: dict[str, Any] = field(default_factory=dict)
-    corpus_idf: bool = False
+    given_idf: bool = False
 
 
 BINARY = {"query_side": "binary"}
@@ -38,7 +38,7 @@ RAW = {"normalise_teachers": False}
 VARIANTS = {
     FULL: Variant(PAPER_FULL),
     "without IDF": Variant(0.4865, BINARY, BINARY),
-    "IDF at inference only": Variant(None, BINARY, BINARY, corpus_idf=True),
+    "IDF at inference only": Variant(None, BINARY, BINARY, given_idf=True),
     "IDF inside the penalty": Variant(None, {}, {"lambda_flops": 0.0}),  # 13 gives lambda_idf
     "one dense teacher": Variant(0.4948, DENSE, DENSE | ALONE),  # gte; TAS-B .4947
     "one sparse teacher": Variant(0.4966, SPARSE, SPARSE | ALONE),  # OpenSearch v1; SPLADE++ED .4987
@@ -64,7 +64,7 @@ def ablation_points(variants: list[str], seeds: list[int], lambda_idf: float) ->
             if name == "IDF inside the penalty":
                 finetune["lambda_idf"] = lambda_idf
             pretrain = variant.pretrain | {"seed": seed}
-            points.append(Point(name, seed, finetune, pretrain, variant.corpus_idf))
+            points.append(Point(name, seed, finetune, pretrain, variant.given_idf))
     return points
 
 

@@ -40,14 +40,14 @@ ALONE = {"systems": ["finetuned"], "variants": {}, "hybrids": {}}
 class Point:
     """One run of a sweep: what differs from the base.
 
-    corpus_idf: searched with 02's weights, whatever it was trained with.
+    given_idf: searched with 02's weights, whatever it was trained with.
     """
 
     name: str
     seed: int
     finetune: dict[str, Any]
     pretrain: dict[str, Any] = field(default_factory=dict)
-    corpus_idf: bool = False
+    given_idf: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def stages_of(point: Point, base: Base) -> list[Stage]:
     found.append(_stage("finetune", FinetuneParams(**values), base, *found[-1:], start=start))
     folders = {"pretrain_dir": str(start), "model_dir": str(found[-1].folder), "run_dir": "-"}
     last = evaluation(base.params, **folders)
-    return [*found, _stage("point", last, base, found[-1], more={"corpus_idf": point.corpus_idf})]
+    return [*found, _stage("point", last, base, found[-1], more={"given_idf": point.given_idf})]
 
 
 def _stage(

@@ -123,8 +123,8 @@ def _train(stage: Stage) -> dict[str, Any]:
 
 def _search(stage: Stage, point: Point, base: Base) -> list[dict[str, Any]]:
     params = stage.params
-    if point.corpus_idf:
-        plain = stages.with_corpus_idf(Path(params.model_dir), stage.folder / "model")
+    if point.given_idf:
+        plain = stages.with_given_idf(Path(params.model_dir), stage.folder / "model")
         params = params.model_copy(update={"model_dir": str(plain)})
     return stages.search(params, base.sets, stage.folder / "cache")
 

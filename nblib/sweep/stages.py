@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nblib import systems
-from nblib.evaluate import mean_scores, score_run
+from nblib.evaluate import metrics_row, score_run
 from nblib.experiment import EvalSet
 from nblib.files import at_root, atomic_folder, read_json, write_json
 from nblib.retrieval import search_all
@@ -64,23 +64,23 @@ def search(params: BeirEvalParams, sets: Sets, cache: Path) -> list[dict[str, An
         cache: folder for encoded documents.
 
     Returns:
-        One row for each set and system: role, dataset, split, system, means of the measures, costs, sizes.
+        One row of metrics.json for each set and system, with its role.
     """
     folders = {name: getattr(params, name) for name in ("idf_dir", "pretrain_dir", "model_dir")}
     inputs = systems.check_inputs(params.systems, folders)
+    rules = {"top_k": params.top_k, "ignore_identical_ids": params.ignore_identical_ids}
     rows = []
     contenders = systems.build_systems(params.systems, inputs, params, cache)
     for role, data, split in sets:
         for result in search_all(contenders, data.texts, data.queries, params.top_k):
             run = to_run(data.query_ids, data.doc_ids, result.index, result.scores)
-            means = mean_scores(score_run(data.qrels, run, ignore_identical_ids=params.ignore_identical_ids))
-            sizes = {"n_queries": len(data.queries), "n_docs": len(data.texts)}
-            named = {"role": role, "dataset": data.name, "split": split, "system": result.name}
-            rows.append(named | means | result.cost | sizes)
+            found = score_run(data.qrels, run, ignore_identical_ids=params.ignore_identical_ids)
+            names = (data.name, split, result.name)
+            rows.append({"role": role} | metrics_row(*names, found, result.cost, len(data.texts), **rules))
     return rows
 
 
-def with_corpus_idf(model_dir: Path, target: Path) -> Path:
+def with_given_idf(model_dir: Path, target: Path) -> Path:
     """Copy a model that was trained with other query weights, so that it is searched with 02's.
 
     Args:

@@ -3,8 +3,6 @@
 Letters: N texts, T tokens of all of them, B texts of one batch, L tokens of the longest of these.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -17,6 +15,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from nblib.files import atomic_file
+from nblib.idf import tokenizer_rules
 from nblib.train.texts import spans, texts_identity
 
 Parse = Callable[[dict[str, Any]], str]
@@ -24,9 +23,7 @@ Parse = Callable[[dict[str, Any]], str]
 
 def tokenizer_identity(tokenizer) -> str:
     """Hash what a fast tokenizer does to a text, whatever it was last asked to cut: 64 hex digits."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    rules["side"] = tokenizer.truncation_side
-    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+    return texts_identity([tokenizer_rules(tokenizer), tokenizer.truncation_side])
 
 
 class TokenStore:

@@ -1,15 +1,11 @@
 """Points on real files and a two-layer model: the same training as 03 and 04, reused, resumed, in parts."""
 
-import json
 import os
-import shutil
 
 import pytest
 import torch
 
-from nblib.backbones import load_tokenizer
 from nblib.files import ROOT, read_json
-from nblib.idf import compute_idf_weights
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.keys import cell_defaults
 from nblib.run.lock import Locked, locked
@@ -35,15 +31,10 @@ EVALUATION = {"datasets": ["set"], "max_length": 32}
 
 
 @pytest.fixture(scope="module")
-def start(tiny_backbone, mined_set, tmp_path_factory):
-    """Folders as 01, 02 and 03 leave them, and the sweep's own parameters."""
-    base = tmp_path_factory.mktemp("steps")
-    shutil.copytree(mined_set, base / "01" / "artifacts" / "set")
-    texts = [json.loads(line)["text"] for line in (mined_set / "corpus.jsonl").read_text().splitlines()]
-    compute_idf_weights(texts, load_tokenizer(str(tiny_backbone)), base / "02" / "artifacts" / "idf.json")
-    NeuralSparseEncoder(str(tiny_backbone), 32).save_pretrained(base / "03" / "artifacts" / "final_model")
-    folders = {"data_dir": str(base / "01"), "idf_dir": str(base / "02")}
-    return folders, {"pretrain_dir": str(base / "03")}, tiny_backbone
+def start(steps, tiny_backbone):
+    """Folders as 01, 02 and 03 leave them, and the backbone."""
+    folders = {name: steps[name] for name in ("data_dir", "idf_dir")}
+    return folders, {"pretrain_dir": steps["pretrain_dir"]}, tiny_backbone
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,12 @@
 """From 04's parameters to a trained model: what each of them reaches, on real files and a two-layer model."""
 
-import json
 import shutil
 
 import pytest
 from pydantic import ValidationError
 
-from nblib.backbones import load_tokenizer
 from nblib.files import ROOT
-from nblib.idf import compute_idf_weights, load_idf
+from nblib.idf import load_idf
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.run.keys import cell_defaults
 from nblib.run.params import FinetuneParams
@@ -33,17 +31,6 @@ SMALL = {
     "precision": "fp32",
     "guard_steps": 50,
 }
-
-
-@pytest.fixture(scope="module")
-def steps(tiny_backbone, mined_set, tmp_path_factory):
-    """Folders as 01, 02 and 03 leave them: parameters that name them."""
-    base = tmp_path_factory.mktemp("steps")
-    shutil.copytree(mined_set, base / "01" / "artifacts" / "set")
-    texts = [json.loads(line)["text"] for line in (mined_set / "corpus.jsonl").read_text().splitlines()]
-    compute_idf_weights(texts, load_tokenizer(str(tiny_backbone)), base / "02" / "artifacts" / "idf.json")
-    NeuralSparseEncoder(str(tiny_backbone), 32).save_pretrained(base / "03" / "artifacts" / "final_model")
-    return {"data_dir": str(base / "01"), "idf_dir": str(base / "02"), "pretrain_dir": str(base / "03")}
 
 
 def params_of(steps, run_dir, **change):
