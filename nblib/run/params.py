@@ -4,7 +4,8 @@ import ast
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+import Stemmer
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ def injected_names(namespace: dict[str, Any]) -> list[str]:
     return [target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)]
 
 
+def _known_stemmer(language: str) -> str:
+    if language and language not in Stemmer.algorithms():
+        raise ValueError(f"no stemmer {language!r}; there are {', '.join(Stemmer.algorithms())}")
+    return language
+
+
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -86,6 +93,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]  # the range that numpy accepts
 Name = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[\w.+-]+$")]  # enters file names and TREC files
 Analyzer = Literal["english", "korean", "whitespace"]
+Stems = Annotated[str, AfterValidator(_known_stemmer)]  # language of a Snowball stemmer; "" = none
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 # A hub id, or a local folder whose content then enters the key.
 Model = Annotated[str, Field(min_length=1), DataPath()]
@@ -158,6 +166,7 @@ class _TrainParams(NotebookParams):
     scale_constant_S: PositiveFloat  # of the teachers' min-max scores
     infonce_weight: Weight
     lexical_weight: Weight  # pulls a document's own tokens towards BM25's weights
+    lexical_stemmer: Stems  # language whose stems stand for each other in them; "" = none
     temperature: PositiveFloat
     query_side: Literal["idf", "learned-idf", "binary", "siamese"]
     kl_weight: Weight  # of the distillation

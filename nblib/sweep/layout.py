@@ -29,7 +29,15 @@ from nblib.train.pipeline import built_set
 AFTER_HEAD = {
     *("dense_teacher", "dense_weight", "sparse_weight", "bm25_analyzer", "num_steps", "batch_size"),
     *("learning_rate", "learning_rate_head", "warmup_steps", "lambda_flops", "lambda_ramp_steps"),
-    *("scale_constant_S", "infonce_weight", "lexical_weight", "temperature", "query_side", "kl_weight"),
+    *(
+        "scale_constant_S",
+        "infonce_weight",
+        "lexical_weight",
+        "lexical_stemmer",
+        "temperature",
+        "query_side",
+        "kl_weight",
+    ),
     "normalise_teachers",
 }
 STAGE = "stage.json"

@@ -8,63 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import sparse
 from torch import Tensor
 
+from nblib.train.lexical import LexicalTargets, stem_groups
 from nblib.train.rows import Rows, cells
-from nblib.train.tokens import TokenStore
-
-K1, B = 1.5, 0.75  # BM25's saturation and length normalisation
-
-
-def saturate(counts: np.ndarray, relative_length: np.ndarray) -> np.ndarray:
-    """Weigh how often a token stands in a document, as BM25 does but without the IDF.
-
-    tf (k1 + 1) / (tf + k1 (1 - b + b dl / avgdl))
-
-    Source: Robertson and Zaragoza 2009, eq. 3.15.
-
-    Args:
-        counts: [n] tf. relative_length: [n] dl / avgdl of the document of each.
-    """
-    return counts * (K1 + 1) / (counts + K1 * (1 - B + B * relative_length))
-
-
-class LexicalTargets:
-    """Give each document its own tokens with the weight that BM25 gives them, less the IDF.
-
-    The IDF sits on the query side already, so an encoder that returns exactly these weights searches exactly
-    as BM25 over the same tokens does.
-
-    Args:
-        store: tokens of the N documents, cut as the encoder cuts them.
-        vocab_size: V.
-        special_ids: tokens that get no weight.
-    """
-
-    def __init__(self, store: TokenStore, vocab_size: int, special_ids: Sequence[int]) -> None:
-        self.store, self.vocab_size = store, vocab_size
-        self.ordinary = _ordinary(vocab_size, special_ids)
-        blocks = range(0, len(store.ids), 1 << 22)  # a mapped file is read block by block
-        kept = sum(int(self.ordinary[store.ids[at : at + (1 << 22)]].sum()) for at in blocks)
-        self.mean_length = max(kept / len(store), 1.0)
-
-    def entries(self, docs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Compute the weights of some documents: ([n] position in docs, [n] token, [n] float32 weight)."""
-        cell, counts = np.unique(_cells(self.store, docs, self.ordinary), return_counts=True)
-        row, token = np.divmod(cell, self.vocab_size)
-        lengths = np.bincount(row, weights=counts, minlength=len(docs))
-        return row, token, saturate(counts, lengths[row] / self.mean_length).astype(np.float32)
-
-
-def lexical_targets(
-    ids: Sequence[Sequence[int]], vocab_size: int, special_ids: Sequence[int]
-) -> sparse.csr_matrix:
-    """Compute the LexicalTargets of a whole set from its token ids: [N, V] float32 CSR."""
-    offsets = np.concatenate([[0], np.cumsum([len(x) for x in ids])])
-    store = TokenStore(np.concatenate(ids).astype(np.int32), offsets)
-    row, token, weights = LexicalTargets(store, vocab_size, special_ids).entries(np.arange(len(ids)))
-    return sparse.csr_matrix((weights, (row, token)), shape=(len(ids), vocab_size))
+from nblib.train.tokens import TokenStore, ordinary_tokens, token_cells
 
 
 class Collator:
@@ -81,6 +29,7 @@ class Collator:
         max_length: tokens per document.
         teacher: prepared on data.queries and data.documents, or None. Its scores may hold NaN = not scored.
         lexical: also give the lexical targets of the documents.
+        stemmer: language whose stems the lexical targets count; "" counts tokens.
         query_max_length: tokens per query, special ones included; 0 keeps all.
         pad_to_multiple_of: L is rounded up to it; 0 pads to the longest. Mind the positions of the encoder.
         siamese: also give the queries as encoder input. A query then costs a pass, so no others come along.
@@ -97,6 +46,7 @@ class Collator:
         teacher=None,
         lexical: bool = False,
         *,
+        stemmer: str = "",
         query_max_length: int = 0,
         pad_to_multiple_of: int = 0,
         siamese: bool = False,
@@ -112,8 +62,9 @@ class Collator:
         self.d_store = TokenStore.build(data.documents, tokenizer, max_length, cache)
         self.q_store = TokenStore.build(data.queries, tokenizer, query_max_length, cache)
         special = tokenizer.all_special_ids
-        self.ordinary = _ordinary(self.vocab_size, special)
-        self.lexical = LexicalTargets(self.d_store, self.vocab_size, special) if lexical else None
+        self.ordinary = ordinary_tokens(self.vocab_size, special)
+        groups = stem_groups(tokenizer, stemmer) if lexical and stemmer else None
+        self.lexical = LexicalTargets(self.d_store, self.vocab_size, special, groups) if lexical else None
 
     def __call__(self, rows: Sequence[tuple[int, int, list[int]]]) -> dict[str, Tensor]:
         """Build a batch.
@@ -146,7 +97,7 @@ class Collator:
 
     def bags(self, queries: np.ndarray) -> Tensor:
         """Mark the tokens of each query, special ones left out: [Q, V] float32 0/1."""
-        cell = np.unique(_cells(self.q_store, queries, self.ordinary))
+        cell = np.unique(token_cells(self.q_store, queries, self.ordinary))
         return self.matrix(*np.divmod(cell, self.vocab_size), np.ones(len(cell), np.float32), len(queries))
 
     def matrix(self, row: np.ndarray, token: np.ndarray, values: np.ndarray, n: int) -> Tensor:
@@ -171,17 +122,3 @@ class Collator:
     def row_lengths(self, rows: Rows) -> np.ndarray:
         """Count the tokens of each row's longest document: [N] int64, what BatchPlan sorts by."""
         return rows.longest(self.d_store.lengths)
-
-
-def _ordinary(vocab_size: int, special_ids: Sequence[int]) -> np.ndarray:
-    """Mark the tokens that mean something: [V] bool."""
-    ordinary = np.ones(vocab_size, dtype=bool)
-    ordinary[list(special_ids)] = False
-    return ordinary
-
-
-def _cells(store: TokenStore, rows: np.ndarray, ordinary: np.ndarray) -> np.ndarray:
-    """List the ordinary tokens of some texts, with repeats, as position in rows * V + token: [n] int64."""
-    lengths, ids = store.take(rows)
-    keep = ordinary[ids]
-    return np.repeat(np.arange(len(rows)), lengths)[keep] * len(ordinary) + ids[keep]

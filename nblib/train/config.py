@@ -47,6 +47,7 @@ class TrainConfig:
     triplet_weight: float = 0.0
     margin: float = 0.3
     lexical_weight: float = 0.0
+    lexical_stemmer: str = ""
     lambda_flops_queries: float = 0.0
     lambda_l1: float = 0.0
     lambda_idf: float = 0.0

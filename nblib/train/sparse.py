@@ -118,6 +118,7 @@ def make_collator(
         encoder.max_length,
         teacher,
         config.lexical_weight > 0,
+        stemmer=config.lexical_stemmer,
         query_max_length=query_cut(encoder, config),
         pad_to_multiple_of=config.pad_to_multiple_of,
         siamese=config.query_side == "siamese",

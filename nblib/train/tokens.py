@@ -126,6 +126,20 @@ class TokenStore:
         return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))
 
 
+def ordinary_tokens(vocab_size: int, special_ids: Sequence[int]) -> np.ndarray:
+    """Mark the tokens that mean something: [V] bool."""
+    ordinary = np.ones(vocab_size, dtype=bool)
+    ordinary[list(special_ids)] = False
+    return ordinary
+
+
+def token_cells(store: TokenStore, rows: np.ndarray, ordinary: np.ndarray) -> np.ndarray:
+    """List the ordinary tokens of some texts, with repeats, as position in rows * V + token: [n] int64."""
+    lengths, ids = store.take(rows)
+    keep = ordinary[ids]
+    return np.repeat(np.arange(len(rows)), lengths)[keep] * len(ordinary) + ids[keep]
+
+
 def _encoded(texts: Iterable[str], tokenizer, max_length: int, batch_size: int, progress):
     """Yield (lengths, ids) of each batch of texts."""
     texts, done = iter(texts), 0

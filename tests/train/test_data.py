@@ -9,8 +9,7 @@ import torch
 from nblib.backbones import EMBEDDED, load_tokenizer
 from nblib.data.formats import BeirSet, write_beir
 from nblib.data.lines import DataError
-from nblib.search.bm25 import Bm25
-from nblib.train.collator import Collator, lexical_targets
+from nblib.train.collator import Collator
 from nblib.train.data import TrainingSet, load_training_set
 from nblib.train.plan import BatchPlan, PlannedLoader
 from nblib.train.rows import Lists, Rows
@@ -121,26 +120,6 @@ def test_a_negative_brings_its_own_query(folder, tok):
     assert batch["positives"].tolist() == [[True, False, False], [False, True, False]]
     first = batch["q_bags"][0].nonzero().flatten().tolist()
     assert tok.convert_ids_to_tokens(first) == ["first"]
-
-
-def test_lexical_targets_search_as_bm25_does(tok):
-    """With IDF on the query side, targets as document reps give BM25's own ranking and scores."""
-    texts = [
-        "the cat sat on the mat",
-        "a dog and a cat and a dog",
-        "dog " * 9,
-        "rain in spain stays in the plain",
-    ]
-    queries = ["cat dog", "the plain cat"]
-    ids = tok(texts)["input_ids"]
-    targets = lexical_targets(ids, len(tok), tok.all_special_ids)
-    index = Bm25(texts, lambda t: tok.tokenize(t))
-    want = (index.query_matrix(queries) @ index.doc_matrix.T).toarray()
-    words = [set(tok(q, add_special_tokens=False)["input_ids"]) for q in queries]
-    df = np.asarray((targets > 0).sum(axis=0)).ravel()
-    idf = np.log(1 + (len(texts) - df + 0.5) / (df + 0.5))
-    got = [[sum(idf[t] * targets[d, t] for t in sorted(q)) for d in range(len(texts))] for q in words]
-    assert np.allclose(np.array(got) / 2.5, want, atol=1e-4)  # bm25s leaves the constant k1 + 1 out
 
 
 def test_batch_with_teacher_and_lexical(folder, tok):
@@ -389,19 +368,3 @@ def test_lengths_of_queries_and_documents_differ(large, tok):
     assert sorted(words) == sorted(data.queries[q].split()[:2]), "two words and two special tokens"
     uncut = Collator(data, tok, 6)([row])["q_bags"][0]
     assert uncut.sum() > 2 and Collator(data, tok, 6)([row])["input_ids"].shape[1] == 6
-
-
-def test_lexical_targets_by_hand(tmp_path, tok):
-    corpus = {"d0": {"title": "", "text": "cat cat dog"}, "d1": {"title": "", "text": "rain"}}
-    write_beir(
-        tmp_path,
-        BeirSet("s", corpus, {"q": "cat"}, {"train": {"q": {"d0": 1}}}),
-        [{"query_id": "q", "doc_ids": ["d0", "d1"], "scores": [1, 0]}],
-    )
-    data = load_training_set(tmp_path, 1)
-    lexical = Collator(data, tok, 16, lexical=True)(data.rows[:])["lexical"]
-    cat, dog, rain = tok.convert_tokens_to_ids(["cat", "dog", "rain"])
-    # mean length 2: the norms are 1.5 (0.25 + 0.75 * 3/2) = 2.0625 and 1.5 (0.25 + 0.75 / 2) = 0.9375
-    assert lexical[0, cat] == pytest.approx(2 * 2.5 / (2 + 2.0625))
-    assert lexical[0, dog] == pytest.approx(2.5 / 3.0625) and lexical[1, rain] == pytest.approx(2.5 / 1.9375)
-    assert lexical.count_nonzero() == 3
