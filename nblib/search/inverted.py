@@ -198,7 +198,7 @@ class InvertedIndex:
     def _arrays(self, q_reps: csr_matrix) -> tuple[Queries, int]:
         """Take the arrays of queries in the types of the kernels, and what is wrong with them."""
         q_reps = q_reps if q_reps.format == "csr" else csr_array(q_reps)
-        indptr, terms, weights = q_reps.indptr.astype(np.int64), q_reps.indices.astype(np.int64), q_reps.data
+        indptr, terms, weights = q_reps.indptr, q_reps.indices, q_reps.data  # int32, or int64 where too many
         if weights.dtype != np.float32:
             with np.errstate(over="ignore"):  # infinite ones are refused
                 weights = weights.astype(np.float32)
@@ -207,30 +207,19 @@ class InvertedIndex:
 
     def _best(self, queries: Queries, start: int, stop: int, k: int, two: TwoPhase | None) -> np.ndarray:
         """Keys of the best hits [stop - start, at least k], in no order."""
-        if not two or two.ratio == 0:
-            return self._first_phase(queries, start, stop, k)
-        high = kernels.split_high(*queries, two.ratio)
-        window = max(k, min(two.window(k), self.n_docs))
-        chosen = self._first_phase(high, start, stop, window)
-        return self._second_phase(queries, start, chosen)
-
-    def _first_phase(self, queries: Queries, start: int, stop: int, k: int) -> np.ndarray:
-        """Keys [stop - start, k] of the best hits, in no order."""
-        best, scores = np.zeros((stop - start, k), np.uint64), self._scores()
-        for first, shard in zip(self._first, self.shards, strict=True):
-            lists = (shard.indptr, shard.documents, shard.weights, first, shard.n_docs)
-            kernels.search_shard(*lists, *queries, start, best, scores)
+        two = two if two and two.ratio else None
+        window = max(k, min(two.window(k), self.n_docs)) if two else k
+        best, scores = np.zeros((stop - start, window), np.uint64), self._scores()
+        lists = [
+            (shard.indptr, shard.documents, shard.weights, first, shard.n_docs, *queries, start)
+            for first, shard in zip(self._first, self.shards, strict=True)
+        ]
+        whole, ratio = len(lists) == 1, two.ratio if two else 0.0
+        for one in lists:
+            kernels.search_shard(*one, best, scores, ratio, whole)
+        for one in lists if two and not whole else ():
+            kernels.rescore_shard(*one, best, scores)
         return best
-
-    def _second_phase(self, queries: Queries, start: int, chosen: np.ndarray) -> np.ndarray:
-        """Score the chosen documents (keys [B, W]) with all terms: keys [B, W], in no order."""
-        documents = kernels.documents_of(chosen)
-        documents.sort(axis=1)
-        keys = np.zeros(documents.shape, np.uint64)
-        for first, shard in zip(self._first, self.shards, strict=True):
-            lists = (shard.indptr, shard.documents, shard.weights, first, shard.n_docs)
-            kernels.rescore_shard(*lists, *queries, start, documents, keys, self._scores())
-        return keys
 
     def _scores(self) -> np.ndarray:
         if not hasattr(self._scratch, "scores"):
@@ -246,7 +235,10 @@ def top_k(q_reps: csr_matrix, d_reps: csr_matrix, k: int, threads: int = 1) -> H
 
 def _in_threads(run: Callable, jobs: range, threads: int) -> Iterator[int]:
     if threads == 1 or len(jobs) < 2:
-        yield from map(run, jobs)
-        return
-    with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+        return map(run, jobs)
+    return _pooled(run, jobs, min(threads, len(jobs)))
+
+
+def _pooled(run: Callable, jobs: range, threads: int) -> Iterator[int]:
+    with ThreadPoolExecutor(threads) as pool:
         yield from pool.map(run, jobs)

@@ -44,7 +44,19 @@ def check_queries(q_indptr, q_terms, q_weights, n_terms, largest):
 
 @njit(nogil=True, cache=True)
 def search_shard(
-    indptr, documents, weights, first_doc, n_docs, q_indptr, q_terms, q_weights, start, best, scores
+    indptr,
+    documents,
+    weights,
+    first_doc,
+    n_docs,
+    q_indptr,
+    q_terms,
+    q_weights,
+    start,
+    best,
+    scores,
+    ratio,
+    whole,
 ):
     """Merge the hits of one shard into the best hits of some queries.
 
@@ -52,17 +64,23 @@ def search_shard(
         indptr, documents, weights: [V + 1] int64, [P] uint32 ascending in each list, [P] float32.
         first_doc: number of the shard's document 0 in the index.
         n_docs: documents of the shard.
-        q_indptr, q_terms, q_weights: queries as CSR, int64, int64, float32, that check_queries found OK.
+        q_indptr, q_terms, q_weights: queries as CSR, integers and float32, that check_queries found OK.
         start: the query that belongs to best[0].
         best: [B, k] uint64 keys, in no order; read and written.
         scores: [at least n_docs] float32, all 0; is all 0 again at the end.
+        ratio: above 0, only terms that weigh at least ratio x the query's largest count; weights of 0 or less
+            never do. The product is taken in float32, as OpenSearch does.
+        whole: the shard is all of the index, so what `rescore_shard` does after a ratio is done at once.
     """
     bits = scores.view(np.int32)
     k = best.shape[1]
-    room = np.empty(max(2 * k, 64), np.uint64)
+    room = np.empty(max(4 * k, 64), np.uint64)
     for row in range(len(best)):
         terms = q_terms[q_indptr[start + row] : q_indptr[start + row + 1]]
         values = q_weights[q_indptr[start + row] : q_indptr[start + row + 1]]
+        all_terms, all_values = terms, values
+        if ratio > 0:
+            terms, values = _heavy(terms, values, np.float32(ratio))
         postings = _count(indptr, terms)
         if postings == 0:
             continue
@@ -75,6 +93,23 @@ def search_shard(
         if count > k:
             _keep_best(room, count, k)
         best[row, : min(count, k)] = room[: min(count, k)]
+        if whole and len(terms) < len(all_terms):
+            _rescore(indptr, documents, weights, 0, n_docs, all_terms, all_values, best[row], scores)
+
+
+@njit(nogil=True, cache=True)
+def _heavy(terms, values, ratio):
+    """Keep the terms of a query that weigh at least ratio x its largest."""
+    kept_terms, kept_values = np.empty_like(terms), np.empty_like(values)
+    least = np.float32(0)
+    for value in values:
+        least = max(least, ratio * value)
+    count = 0
+    for i in range(len(terms)):
+        if values[i] > 0 and values[i] >= least:
+            kept_terms[count], kept_values[count] = terms[i], values[i]
+            count += 1
+    return kept_terms[:count], kept_values[:count]
 
 
 @njit(nogil=True, cache=True)
@@ -157,46 +192,65 @@ def _keep_best(room, count, k):
 
 @njit(nogil=True, cache=True)
 def rescore_shard(
-    indptr, documents, weights, first_doc, n_docs, q_indptr, q_terms, q_weights, start, chosen, keys, scores
+    indptr, documents, weights, first_doc, n_docs, q_indptr, q_terms, q_weights, start, chosen, scores
 ):
-    """Score given documents with all terms of their query, in the order of the terms.
+    """Score chosen documents with all terms of their query, in the order of the terms.
 
     Args:
         indptr to start: as in search_shard.
-        chosen: [B, W] uint32 document numbers of the index, ascending; those of other shards are left alone.
-        keys: [B, W] uint64, in the places of the shard's documents written; 0 for a score not above 0.
+        chosen: [B, W] uint64 keys in no order; those of the shard's documents get their new scores, and are 0
+            where that is not above 0; those of other shards are left alone.
         scores: as in search_shard.
     """
-    sums = np.empty(chosen.shape[1], np.float32)
-    bits = sums.view(np.int32)
     for row in range(len(chosen)):
-        low = np.searchsorted(chosen[row], np.uint32(first_doc))
-        high = np.searchsorted(chosen[row], np.uint32(first_doc + n_docs))
         terms = q_terms[q_indptr[start + row] : q_indptr[start + row + 1]]
         values = q_weights[q_indptr[start + row] : q_indptr[start + row + 1]]
-        if (high - low) * len(terms) * RATHER_SEEK < _count(indptr, terms):
-            sums[: high - low] = 0
-            for i in range(len(terms)):
-                listed = documents[indptr[terms[i]] : indptr[terms[i] + 1]]
-                weight = weights[indptr[terms[i]] : indptr[terms[i] + 1]]
-                _seek(listed, weight, values[i], first_doc, chosen[row, low:high], sums)
-        elif high > low:
-            _score(indptr, documents, weights, terms, values, scores)
-            for c in range(low, high):
-                sums[c - low] = scores[chosen[row, c] - first_doc]
-            scores[:n_docs] = 0
-        for c in range(low, high):
-            keys[row, c] = 0
-            if bits[c - low] > 0:
-                keys[row, c] = (np.uint64(bits[c - low]) << SCORE_SHIFT) | (ALL - np.uint64(chosen[row, c]))
+        _rescore(indptr, documents, weights, first_doc, n_docs, terms, values, chosen[row], scores)
 
 
 @njit(nogil=True, cache=True)
-def _seek(listed, weight, value, first_doc, chosen, sums):
+def _rescore(indptr, documents, weights, first_doc, n_docs, terms, values, chosen, scores):
+    """Do rescore_shard for one query."""
+    places = np.empty(len(chosen), np.int64)
+    inside = np.empty(len(chosen), np.uint32)  # the same hits' documents, by their numbers in the shard
+    count = _of_shard(chosen, first_doc, n_docs, places, inside)
+    sums = np.zeros(count, np.float32)
+    if count * len(terms) * RATHER_SEEK < _count(indptr, terms):
+        inside = np.sort(inside[:count])  # a new score may stand in any place: keys have no order
+        for i in range(len(terms)):
+            listed = documents[indptr[terms[i]] : indptr[terms[i] + 1]]
+            weight = weights[indptr[terms[i]] : indptr[terms[i] + 1]]
+            _seek(listed, weight, values[i], inside, sums)
+    elif count:
+        _score(indptr, documents, weights, terms, values, scores)
+        for c in range(count):
+            sums[c] = scores[inside[c]]
+        scores[:n_docs] = 0
+    bits = sums.view(np.int32)
+    for c in range(count):
+        key = (np.uint64(bits[c]) << SCORE_SHIFT) | (ALL - np.uint64(first_doc + inside[c]))
+        chosen[places[c]] = key if bits[c] > 0 else np.uint64(0)
+
+
+@njit(nogil=True, cache=True)
+def _of_shard(keys, first_doc, n_docs, places, inside):
+    """Find the hits that lie in a shard: where they stand, and their documents' numbers in it; how many."""
+    count = 0
+    for place in range(len(keys)):
+        if keys[place]:
+            document = np.int64(ALL - (keys[place] & ALL)) - first_doc
+            if 0 <= document < n_docs:
+                places[count], inside[count] = place, np.uint32(document)
+                count += 1
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _seek(listed, weight, value, chosen, sums):
     """Add what one term gives to the chosen documents, which ascend as its list does."""
     at = 0
     for c in range(len(chosen)):
-        wanted = np.uint32(chosen[c] - first_doc)
+        wanted = chosen[c]
         at = _first_not_below(listed, at, wanted)
         if at == len(listed):
             break
@@ -220,37 +274,6 @@ def _first_not_below(listed, at, wanted):
         else:
             high = middle
     return low
-
-
-@njit(nogil=True, cache=True)
-def split_high(q_indptr, q_terms, q_weights, ratio):
-    """Keep of each query the terms that weigh at least ratio x its largest: (indptr, terms, weights).
-
-    The product is taken in float32, as OpenSearch does. Terms of weight 0 or less are not kept.
-    """
-    indptr = np.zeros_like(q_indptr)
-    terms, weights = np.empty_like(q_terms), np.empty_like(q_weights)
-    count = 0
-    for row in range(len(q_indptr) - 1):
-        largest = np.float32(0)
-        for i in range(q_indptr[row], q_indptr[row + 1]):
-            largest = max(largest, q_weights[i])
-        for i in range(q_indptr[row], q_indptr[row + 1]):
-            if q_weights[i] > 0 and q_weights[i] >= np.float32(ratio) * largest:
-                terms[count], weights[count] = q_terms[i], q_weights[i]
-                count += 1
-        indptr[row + 1] = count
-    return indptr, terms[:count], weights[:count]
-
-
-@njit(nogil=True, cache=True)
-def documents_of(keys):
-    """Read the documents of keys [B, W], in no order: uint32, the largest number where there is no hit."""
-    documents = np.empty(keys.shape, np.uint32)
-    for row in range(len(keys)):
-        for c in range(keys.shape[1]):
-            documents[row, c] = ALL - (keys[row, c] & ALL) if keys[row, c] else ALL
-    return documents
 
 
 @njit(nogil=True, cache=True)
