@@ -23,6 +23,7 @@ COLUMNS = {
     "p_holm_vs_bm25": "p (Holm)",
 }
 SWEEPS = {"08_pareto": "table_pareto.md", "13_ablation": "table_ablation.md"}  # written by the notebook
+SEARCH = ("table_search.md", "table_search_large.md")  # written by 12
 SUMMARY = "12"  # the notebook whose rows stand for its whole profile
 KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "wall_s", "peak_gib", "status")
 
@@ -80,7 +81,11 @@ def replace_block(text: str, name: str, content: str) -> str:
 def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
     """Write the Markdown tables of a run: over all data sets if several, of each, or of its sweeps."""
     if "12_speed" in steps:
-        return speed_block(read_json(folder / "12_speed" / "metrics.json"))
+        rows = read_json(folder / "12_speed" / "metrics.json")
+        rows = [row for row in rows if not row["row"].startswith("search")]
+        searched = [file for name in SEARCH if (file := folder / "12_speed" / "figures" / name).exists()]
+        shown = [speed_block(rows)] if rows else []
+        return "\n".join(shown + [file.read_text(encoding="utf-8") for file in searched])
     if tables := [folder / name / "figures" / file for name, file in SWEEPS.items() if name in steps]:
         return "\n".join(table.read_text(encoding="utf-8") for table in tables)
     rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []

@@ -299,4 +299,5 @@ def large_table(rows: Rows) -> pd.DataFrame:
     """Lay the figures of the large index out, one a line."""
     facts = [line for line in rows if line["row"] == "search_large"]
     columns = {line["regime"]: {n: v for n, v in line.items() if n in LARGE} for line in facts}
-    return pd.DataFrame(columns, index=LARGE).dropna(how="all").round(2)
+    table = pd.DataFrame(columns, index=LARGE).dropna(how="all").round(2)
+    return table.rename_axis("measure").reset_index()

@@ -2,7 +2,8 @@ import pytest
 
 from nblib.files import read_json, write_json
 from nblib.run.layers import BadRequest
-from nblib.run.record import block, record, replace_block
+from nblib.run.record import SEARCH, block, record, replace_block
+from nblib.speed.rows import row
 
 ROW = {"dataset": "d", "n_docs": 1200, "n_queries": 30, "mrr_at_10": 0.4, "recall_at_100": 0.9}
 
@@ -89,3 +90,19 @@ def test_the_tables_of_a_sweep_stand_for_its_profile(tmp_path):
     shown.mkdir(parents=True)
     (shown / "table_ablation.md").write_text("| variant |\n| --- |\n| full |\n")
     assert block(tmp_path, {"01_data_prep": {}, "13_ablation": {}}) == "| variant |\n| --- |\n| full |\n"
+
+
+def test_search_has_tables_of_its_own(tmp_path):
+    shown = tmp_path / "12_speed" / "figures"
+    shown.mkdir(parents=True)
+    idf = row("idf", "passages", "", 2.0, 1.0, "peer", "documents/s", less_is_better=False)
+    found = row("search_bm25s", "k=10", "", 1.0, 2.0, "bm25s", "ms a query", less_is_better=True)
+    write_json(tmp_path / "12_speed" / "metrics.json", [idf, found])
+    alone = block(tmp_path, {"12_speed": {}})
+    assert "| idf | passages | 2 | 1 | documents/s | 2 |" in alone and "bm25s" not in alone
+    for name in SEARCH:
+        (shown / name).write_text(f"| {name} |\n| --- |\n")
+    both = block(tmp_path, {"12_speed": {}})
+    assert both.startswith(alone) and [both.count(name) for name in SEARCH] == [1, 1]
+    write_json(tmp_path / "12_speed" / "metrics.json", [found])
+    assert block(tmp_path, {"12_speed": {}}).startswith("| table_search.md |")

@@ -124,7 +124,8 @@ def test_projection_by_hand(monkeypatch, tmp_path):
         line["ms_marco_build_minutes"] == pytest.approx(10, rel=1e-5) and line["build_peak_gib_tenth"] == 1.5
     )
     assert line["ours"] == 2 and line["ratio"] is None
-    assert search.large_table([line]).loc["ms_marco_gib"].tolist() == [10]
+    shown = search.large_table([line])
+    assert shown[shown["measure"] == "ms_marco_gib"].values.tolist() == [["ms_marco_gib", 10]]
     monkeypatch.setattr(search, "in_fresh_process", lambda module, **job: {"failed": "killed"})
     line = search.large_row(1000, 100, 150, 9, 1, tmp_path)
     assert line["failed"] == "killed" and line["ours"] is None and "ms_marco_ms" not in line
