@@ -208,7 +208,7 @@ def resolve(
     """
     if name not in project.models:
         raise BadRequest(
-            f"{name} has no typed parameters: add its model to BY_NOTEBOOK in nblib/run/params.py"
+            f"{name} has no typed parameters: add its model to BY_NOTEBOOK in nblib/run/params"
         )
     notebook, model = project.notebooks / f"{name}.ipynb", project.models[name]
     cell = f"{relative(notebook)}, parameters cell"

@@ -85,7 +85,7 @@ def plan(project: Project, request: Request) -> list[Step]:
             )
     for name in selected:
         if name not in project.models:
-            raise BadRequest(f"{name} has no typed parameters: add its model to nblib/run/params.py")
+            raise BadRequest(f"{name} has no typed parameters: add its model to BY_NOTEBOOK in nblib/run/params")
     given = assign_overrides(project, selected, request.overrides)
     steps, wrong = [], []
     for name in selected:
