@@ -11,7 +11,11 @@ def test_the_table_says_what_the_rows_say(tmp_path):
     rows, per_query, name_of_set = [], {}, "a|b"
     for name, run in runs.items():
         per_query[name_of_set, name] = score_run(qrels, run)
-        cost = {"flops": 1.234, "index_bytes": 2_500_000, "queries_per_s_2": 1234.4} if name == "bm25" else {}
+        cost = {}
+        if name == "bm25":
+            cost = {"flops": 1.234, "index_bytes": 2_500_000}
+            cost |= {"queries_per_s_1": 1234.4, "queries_per_s_2": 2100.0}
+            cost |= {"query_ms_p50": 0.25, "query_ms_p99": 1.5}
         rules = {"top_k": 10, "ignore_identical_ids": True}
         rows.append(metrics_row(name_of_set, "test", name, per_query[name_of_set, name], cost, 5, **rules))
     relevance, cost = relevance_table(compare_with(rows, per_query, "bm25")), cost_table(rows)
@@ -19,7 +23,8 @@ def test_the_table_says_what_the_rows_say(tmp_path):
     # Differences 0, 1, 1: of the four sign patterns of the two ones, two are as far from 0.
     assert relevance["against bm25"].tolist() == ["", "+.667 [+.000, +1.000] p=.500"]
     assert cost["FLOPS"].tolist() == ["1.23", ""] and cost["index MB"].tolist() == ["2.5", ""]
-    assert cost["queries/s (2)"].tolist() == ["1,234", ""]
+    assert cost["queries/s (1 / 2 / 4 threads)"].tolist() == ["1,234 / 2,100", ""]
+    assert cost["query ms (p50 / p99)"].tolist() == ["0.25 / 1.50", ""]
 
     write_table(relevance, tmp_path / "out" / "table")
     markdown = (tmp_path / "out" / "table.md").read_text().splitlines()

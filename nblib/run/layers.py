@@ -207,9 +207,7 @@ def resolve(
         BadRequest: one line per bad value, each with the place it came from.
     """
     if name not in project.models:
-        raise BadRequest(
-            f"{name} has no typed parameters: add its model to BY_NOTEBOOK in nblib/run/params"
-        )
+        raise BadRequest(f"{name} has no typed parameters: add its model to BY_NOTEBOOK in nblib/run/params")
     notebook, model = project.notebooks / f"{name}.ipynb", project.models[name]
     cell = f"{relative(notebook)}, parameters cell"
     layered = {key: (value, cell) for key, value in cell_defaults(notebook).items()}

@@ -85,7 +85,9 @@ def plan(project: Project, request: Request) -> list[Step]:
             )
     for name in selected:
         if name not in project.models:
-            raise BadRequest(f"{name} has no typed parameters: add its model to BY_NOTEBOOK in nblib/run/params")
+            raise BadRequest(
+                f"{name} has no typed parameters: add its model to BY_NOTEBOOK in nblib/run/params"
+            )
     given = assign_overrides(project, selected, request.overrides)
     steps, wrong = [], []
     for name in selected:
