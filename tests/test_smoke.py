@@ -129,13 +129,9 @@ def test_speed_on_the_finished_chain(english):
     rows = read_json(english[0] / "12_speed" / "metrics.json")
     search = {f"search_{name}" for name in ("bm25s", "sentence_transformers", "scipy", "large")}
     search |= {"search_seismic"} if find_spec("seismic") else set()
-    assert {row["row"] for row in rows} == {"train_step", "encode", "quality_minutes"} | search
+    assert {row["row"] for row in rows} == {"encode", "quality_minutes"} | search
     keys = {"row", "regime", "dtype", "ours", "peer", "peer_name", "unit", "ratio", "limit"}
     assert all(keys <= row.keys() and row["ours"] > 0 for row in rows)
-    steps = [row for row in rows if row["row"] == "train_step"]
-    assert {row["dtype"] for row in steps} == {"fp32", "bf16"} and len({row["regime"] for row in steps}) == 2
-    assert len({row["peer_name"] for row in steps}) == 5 and len(steps) == 20
-    assert all(row["ratio"] == row["peer"] / row["ours"] for row in steps)
     curves = read_json(english[0] / "12_speed" / "artifacts" / "curves.json")
     assert all(curves[side] and curves[side][-1]["ndcg_at_10"] > 0 for side in ("ours", "peer"))
     assert (english[0] / "12_speed" / "figures" / "quality_minutes.png").stat().st_size > 5_000

@@ -3,6 +3,7 @@
 Source of the paper's figures: arXiv:2411.04403v2, tables 5 and 6, mean nDCG@10 over BEIR-13.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student_t
 
+from nblib.run.params import OwnVariant
 from nblib.sweep.layout import Point
 from nblib.sweep.points import Result, mean_over_sets
 
@@ -48,18 +50,23 @@ VARIANTS = {
 }
 
 
-def ablation_points(variants: list[str], seeds: list[int], lambda_idf: float) -> list[Point]:
+def chosen_variants(names: list[str], more: Mapping[str, OwnVariant]) -> dict[str, Variant]:
+    """Look the paper's variants up by name, and append one's own, of which the paper says nothing."""
+    own = {name: Variant(None, one.pretrain, one.finetune) for name, one in more.items()}
+    return {name: VARIANTS[name] for name in names} | own
+
+
+def ablation_points(variants: Mapping[str, Variant], seeds: list[int], lambda_idf: float) -> list[Point]:
     """List the runs: every variant with the first seed, then with the next.
 
     Args:
-        variants: names of VARIANTS.
+        variants: see chosen_variants.
         seeds: of 03; the head, and the batches of every stage, are the same for all variants of a seed.
         lambda_idf: strength of the penalty that holds IDF.
     """
     points = []
     for seed in seeds:
-        for name in variants:
-            variant = VARIANTS[name]
+        for name, variant in variants.items():
             finetune = variant.finetune | {"seed": seed + LATER}
             if name == "IDF inside the penalty":
                 finetune["lambda_idf"] = lambda_idf
@@ -80,11 +87,11 @@ def interval(values: list[float]) -> tuple[float, float | None, float | None]:
     return mean, mean - half, mean + half
 
 
-def summarise(variants: list[str], results: list[Result]) -> list[dict[str, Any]]:
+def summarise(variants: Mapping[str, Variant], results: list[Result]) -> list[dict[str, Any]]:
     """Average the runs of each variant, and compare them with the full recipe seed by seed.
 
     Args:
-        variants: in the order wanted.
+        variants: see chosen_variants; the rows are in their order.
         results: of run_points.
 
     Returns:
@@ -97,7 +104,7 @@ def summarise(variants: list[str], results: list[Result]) -> list[dict[str, Any]
         if r["rows"]:
             ndcg.setdefault(r["point"], {})[r["seed"]] = mean_over_sets(r, "test")["ndcg_at_10"]
     rows = []
-    for name in variants:
+    for name, variant in variants.items():
         held = [r for r in results if r["point"] == name]
         if name not in ndcg:
             continue
@@ -107,13 +114,14 @@ def summarise(variants: list[str], results: list[Result]) -> list[dict[str, Any]
         row |= {"ndcg_at_10": mean, "ci_low": low, "ci_high": high}
         row |= {"flops": float(costs["flops"]), "d_nnz": float(costs["d_nnz"])}
         row |= {"wall_s": float(np.mean([r["wall_s"] for r in held]))}
-        rows.append(row | _against_full(name, ndcg))
+        rows.append(row | _against_full(name, variant.paper, ndcg))
     full = next((row["flops"] for row in rows if row["variant"] == FULL), None)
     return [row | {"finding": finding(row, full)} for row in rows]
 
 
-def _against_full(name: str, ndcg: dict[str, dict[int, float]]) -> dict[str, float | None]:
-    paper = VARIANTS[name].paper
+def _against_full(
+    name: str, paper: float | None, ndcg: dict[str, dict[int, float]]
+) -> dict[str, float | None]:
     row: dict[str, float | None] = {"diff": None, "diff_low": None, "diff_high": None, "paper": paper}
     row["paper_diff"] = None if paper is None or name == FULL else round(paper - PAPER_FULL, 4)
     full = ndcg.get(FULL, {})

@@ -97,6 +97,18 @@ def test_processes_take_turns_and_a_dead_one_is_told(model, english_texts, tmp_p
         measure.processes_in_turn("nblib.speed.steps", jobs, 1)
 
 
+def test_step_rows_of_every_side(model, english_texts, tmp_path, monkeypatch):
+    """One regime in bf16: every side is a process, whatever the regime and the format."""
+    monkeypatch.setattr(steps, "REGIMES", {"sparse": 100})
+    rows = steps.step_rows(model, english_texts, tmp_path, [2], 16, "bf16", repeats=1)
+    assert [(row["row"], row["regime"], row["dtype"]) for row in rows] == [
+        ("train_step", "sparse, 2 x 16", "bf16")
+    ] * 5
+    assert len({row["peer_name"] for row in rows}) == 5 and len({row["ours"] for row in rows}) == 1
+    assert all(row["ratio"] == row["peer"] / row["ours"] and row["ours"] > 0 for row in rows)
+    assert all(row["limit"] > 0 and row["share"] == row["limit"] / row["ours"] for row in rows)
+
+
 def test_encode_and_idf_rows(model, english_texts):
     fp32, bf16 = encode.encode_rows(model, english_texts[:16], 32)
     assert (fp32["dtype"], bf16["dtype"]) == ("fp32", "bf16") and min(fp32["ratio"], bf16["ratio"]) > 0

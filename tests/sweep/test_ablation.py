@@ -6,12 +6,13 @@ import pytest
 
 from nblib.files import ROOT
 from nblib.run.keys import cell_defaults
-from nblib.run.params import Ablation, FinetuneParams, PretrainParams
+from nblib.run.params import Ablation, AblationParams, FinetuneParams, OwnVariant, PretrainParams
 from nblib.sweep.ablation import (
     PAPER_FULL,
     VARIANTS,
     ablation_points,
     ablation_table,
+    chosen_variants,
     finding,
     interval,
     summarise,
@@ -72,7 +73,8 @@ def test_runs_are_paired_by_seed():
     # 0.02 below full with every seed: the seeds differ far more than that, the pairs not at all.
     other = [result("no pretraining", seed, value, 1.5) for seed, value in ((1, 0.48), (2, 0.58), (3, 0.68))]
     lost = [result("without IDF", 1, 0.40), result("without IDF", 2, None)]
-    rows = summarise(["full", "no pretraining", "without IDF", "one dense teacher"], full + other + lost)
+    names = ["full", "no pretraining", "without IDF", "one dense teacher"]
+    rows = summarise(chosen_variants(names, {}), full + other + lost)
     first, second, third = rows
     assert first["ndcg_at_10"] == pytest.approx(0.6) and first["ci_low"] == pytest.approx(
         0.6 - 0.24841, abs=1e-4
@@ -93,7 +95,7 @@ def test_runs_are_paired_by_seed():
 def test_every_variant_is_known_and_valid():
     assert tuple(VARIANTS) == get_args(Ablation)
     assert VARIANTS["full"].paper == PAPER_FULL
-    points = ablation_points(list(VARIANTS), [13, 14], 0.02)
+    points = ablation_points(VARIANTS, [13, 14], 0.02)
     assert [p.seed for p in points] == [13] * 9 + [14] * 9
     cells = {n: cell_defaults(ROOT / "notebooks" / f"{n}.ipynb") for n in ("03_pretrain", "04_finetune")}
     for point in points:
@@ -101,3 +103,34 @@ def test_every_variant_is_known_and_valid():
         assert FinetuneParams(**cells["04_finetune"] | point.finetune).seed == point.seed + 100
     penalty = points[3].finetune
     assert (penalty["lambda_idf"], penalty["lambda_flops"]) == (0.02, 0.0)
+
+
+def test_variants_of_ones_own_stand_beside_the_papers():
+    own = {"shorter": OwnVariant(pretrain={"max_length": 32}, finetune={"max_length": 32})}
+    variants = chosen_variants(["full"], own)
+    full, shorter = ablation_points(variants, [13], 0.02)
+    assert (shorter.name, shorter.pretrain["max_length"], shorter.finetune["max_length"]) == (
+        "shorter",
+        32,
+        32,
+    )
+    assert "max_length" not in full.finetune and shorter.finetune["seed"] == full.finetune["seed"]
+    rows = summarise(variants, [result("full", 13, 0.5), result("shorter", 13, 0.4)])
+    assert rows[1]["diff"] == pytest.approx(-0.1) and rows[1]["paper"] is None
+    assert rows[1]["finding"].endswith("no finding; the paper has no such row")
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ({"full": {"finetune": {"seed": 1}}}, "full: variants of the paper"),
+        ({"x": {"finetune": {"lambda_flop": 1.0}}}, "lambda_flop: no parameter of FinetuneParams"),
+        ({"x": {"pretrain": {"margin": 1.0}}}, "margin: no parameter of PretrainParams"),
+        ({"x": {}}, "it changes nothing"),
+    ],
+)
+def test_wrong_variants_are_refused(own, said):
+    good = cell_defaults(ROOT / "notebooks" / "13_ablation.ipynb")
+    AblationParams(**good)
+    with pytest.raises(ValueError, match=said):
+        AblationParams(**good | {"more_variants": own})

@@ -11,7 +11,7 @@ from nblib.run.keys import cell_defaults
 from nblib.run.lock import Locked, locked
 from nblib.run.params import AblationParams, FinetuneParams, ParetoParams
 from nblib.sweep import points as running
-from nblib.sweep.ablation import ablation_points
+from nblib.sweep.ablation import ablation_points, chosen_variants
 from nblib.sweep.layout import open_base, stages_of
 from nblib.sweep.pareto import lambda_points
 from nblib.sweep.points import SweepIncomplete, metrics, require_all, run_points
@@ -160,7 +160,7 @@ def test_what_makes_another_point(start, tmp_path, monkeypatch):
 def test_the_ablation_shares_what_variants_have_in_common(start, tmp_path):
     names = ["full", "without IDF", "IDF at inference only", "IDF inside the penalty", "no pretraining"]
     base = ablation(start, tmp_path)
-    points = ablation_points([*names, "InfoNCE pretraining"], [5], 0.01)
+    points = ablation_points(chosen_variants([*names, "InfoNCE pretraining"], {}), [5], 0.01)
     chains = {p.name: [s.folder for s in stages_of(p, base)] for p in points}
     head, pretrain, trained, _ = range(4)
     assert len({c[head] for c in chains.values()}) == 1
@@ -194,7 +194,7 @@ def test_search_with_idf_differs_from_search_without(start, tmp_path, monkeypatc
     monkeypatch.setattr(NeuralSparseEncoder, "encode_queries", watched)
     for name, kinds in (("without IDF", {0.0, 1.0}), ("IDF at inference only", None)):
         seen.clear()
-        run_points(ablation_points([name], [5], 0.0), ablation(start, tmp_path))
+        run_points(ablation_points(chosen_variants([name], {}), [5], 0.0), ablation(start, tmp_path))
         assert seen[0] == kinds if kinds else len(seen[0]) > 10
 
 

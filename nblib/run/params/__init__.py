@@ -4,7 +4,7 @@ from nblib.run.params.data import DataPrepParams, IdfParams
 from nblib.run.params.evaluation import BeirEvalParams, ExportParams, Variant
 from nblib.run.params.fields import DataPath, From, Neutral, NotebookParams, Recipe, marked
 from nblib.run.params.speed import SpeedParams
-from nblib.run.params.sweeps import Ablation, AblationParams, ParetoParams
+from nblib.run.params.sweeps import Ablation, AblationParams, OwnVariant, ParetoParams
 from nblib.run.params.training import FinetuneParams, PretrainParams
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "From",
     "Neutral",
     "NotebookParams",
+    "OwnVariant",
     "Recipe",
     "Variant",
     "marked",

@@ -1,8 +1,8 @@
 """Parameters of the sweeps: notebooks 08 and 13."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nblib.run.params.fields import (
     DataDir,
@@ -16,6 +16,7 @@ from nblib.run.params.fields import (
     Seed,
     Weight,
 )
+from nblib.run.params.training import FinetuneParams, PretrainParams
 
 PretrainRecipe = Annotated[dict[str, Any], Recipe("03_pretrain")]
 FinetuneRecipe = Annotated[dict[str, Any], Recipe("04_finetune")]
@@ -64,9 +65,29 @@ Ablation = Literal[
 ]
 
 
+class OwnVariant(BaseModel):
+    """What a variant of one's own changes in the recipe: parameters of 03 and of 04."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    pretrain: dict[str, Any] = {}
+    finetune: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def check_names(self) -> Self:
+        """Refuse a change of nothing, and of what is no parameter; 03 and 04 check the values."""
+        for given, model in ((self.pretrain, PretrainParams), (self.finetune, FinetuneParams)):
+            if unknown := sorted(given.keys() - model.model_fields.keys()):
+                raise ValueError(f"{', '.join(unknown)}: no parameter of {model.__name__}")
+        if not self.pretrain and not self.finetune:
+            raise ValueError("it changes nothing: give pretrain or finetune a parameter")
+        return self
+
+
 class AblationParams(_SweepParams):
     pretrain: PretrainRecipe
     variants: Annotated[list[Ablation], Field(min_length=1)]
+    more_variants: dict[str, OwnVariant]  # of one's own, beside the paper's
     lambda_idf: Weight  # of the penalty that holds IDF
 
     @field_validator("variants")
@@ -76,3 +97,11 @@ class AblationParams(_SweepParams):
         if "full" not in variants:
             raise ValueError("'full' is missing: the others are compared with it")
         return variants
+
+    @field_validator("more_variants")
+    @classmethod
+    def check_own(cls, own: dict[str, OwnVariant]) -> dict[str, OwnVariant]:
+        """Refuse a name that one of the paper's variants has."""
+        if taken := sorted(own.keys() & set(get_args(Ablation))):
+            raise ValueError(f"{', '.join(taken)}: variants of the paper have these names")
+        return own
