@@ -9,6 +9,7 @@ from nblib.files import ROOT, atomic_folder, read_json, write_json, write_text
 from nblib.run.layers import BadRequest
 from nblib.run.progress import clock
 from nblib.speed.rows import strongest
+from nblib.tables import pipe_table
 
 COLUMNS = {
     "system": "system",
@@ -91,7 +92,9 @@ def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
     rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []
     table = folder / "05_beir_eval" / "figures" / "table_ndcg.md"
     several = len({row["dataset"] for row in rows}) > 1 and table.exists()
-    lines = [table.read_text(encoding="utf-8")] if several else []
+    if several:
+        return table.read_text(encoding="utf-8") + "\n" + flops_table(rows)
+    lines: list[str] = []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         chosen = [row for row in rows if row["dataset"] == dataset]
         names = [key for key in COLUMNS if any(row.get(key) is not None for row in chosen)]
@@ -101,6 +104,16 @@ def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
         lines += ["| " + " | ".join(COLUMNS[n] for n in names) + " |", "| --- " * len(names) + "|"]
         lines += ["| " + " | ".join(_cell(row, n) for n in names) + " |" for row in chosen] + [""]
     return "\n".join(lines)
+
+
+def flops_table(rows: list[dict[str, Any]]) -> str:
+    """Write data sets x systems by FLOPS in Markdown, the mean last; systems without FLOPS are left out."""
+    flops = {(row["dataset"], row["system"]): row["flops"] for row in rows if row.get("flops") is not None}
+    sets = list(dict.fromkeys(row["dataset"] for row in rows))
+    systems = [s for s in dict.fromkeys(row["system"] for row in rows) if all((d, s) in flops for d in sets)]
+    lines = [[d, *(f"{flops[d, s]:.2f}" for s in systems)] for d in sets]
+    lines.append(["mean", *(f"{sum(flops[d, s] for d in sets) / len(sets):.2f}" for s in systems)])
+    return pipe_table(["FLOPS", *systems], lines)
 
 
 def speed_block(rows: list[dict[str, Any]]) -> str:

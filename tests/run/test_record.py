@@ -60,16 +60,26 @@ def test_record_copies_figures_and_writes_the_tables(folder, tmp_path):
     assert record(folder, "quick", tmp_path / "reference", readme) and readme.read_text() == text
 
 
-def test_the_table_over_several_data_sets_comes_first(folder, tmp_path):
+def test_several_data_sets_have_one_table_and_their_flops(folder, tmp_path):
     rows = read_json(folder / "05_beir_eval" / "metrics.json")
-    write_json(folder / "05_beir_eval" / "metrics.json", rows + [row | {"dataset": "e"} for row in rows])
+    more = [row | {"dataset": "e", "flops": row["flops"] and 2.0} for row in rows]
+    write_json(folder / "05_beir_eval" / "metrics.json", rows + more)
     table = folder / "05_beir_eval" / "figures" / "table_ndcg.md"
     table.write_text("| data set | bm25 |\n")
     readme = tmp_path / "README.md"
     readme.write_text("<!-- quick -->\n<!-- /quick -->\n")
     kept = record(folder, "quick", tmp_path / "reference", readme)
-    text = readme.read_text()
-    assert text.startswith("<!-- quick -->\n| data set | bm25 |\n\n`d`: ") and "`e`: " in text
+    assert readme.read_text().splitlines() == [
+        "<!-- quick -->",
+        "| data set | bm25 |",
+        "",
+        "| FLOPS | finetuned |",
+        "| --- | --- |",
+        "| d | 1.23 |",
+        "| e | 2.00 |",
+        "| mean | 1.62 |",
+        "<!-- /quick -->",
+    ]
     assert (kept / "05_beir_eval" / "table_ndcg.md").exists()
 
 
