@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from typing import Any
+from zlib import crc32
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -21,7 +22,8 @@ SYSTEM_STYLE = {
     "bm25": ("#555555", "s"), "bm25-tokens": ("#999999", "s"), "dense": ("#8c6bb1", "D"),
     "idf-bag": ("#a6761d", "^"), "pretrained": ("#6baed6", "o"), "finetuned": ("#d94801", "o"),
 }  # fmt: skip
-OTHER_COLOURS = ("#1b9e77", "#e7298a", "#66a61e", "#1f78b4", "#e6ab02")
+OTHER_COLOURS = ("#1b9e77", "#e7298a", "#66a61e", "#1f78b4", "#e6ab02", "#00a5cf", "#5e3c99")
+OTHER_MARKERS = "vP*X"
 LOSS_PANELS = (
     ("mlm", "masked-LM loss"), ("mlm_accuracy", "masked-LM accuracy"),
     ("loss", "total loss"), ("kl", "KL to the teachers"), ("infonce", "InfoNCE"),
@@ -81,7 +83,8 @@ def style_of(system: str) -> tuple[str, str]:
     """Colour and marker of a system, the same in every figure."""
     if system in SYSTEM_STYLE:
         return SYSTEM_STYLE[system]
-    return OTHER_COLOURS[sum(system.encode()) % len(OTHER_COLOURS)], "o"
+    number = crc32(system.encode())  # of the name, so that a system looks the same in every run
+    return OTHER_COLOURS[number % len(OTHER_COLOURS)], OTHER_MARKERS[number % len(OTHER_MARKERS)]
 
 
 def relevance_flops(

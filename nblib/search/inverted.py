@@ -69,7 +69,11 @@ class InvertedIndex:
         self.n_docs = sum(shard.n_docs for shard in parts)
         self.n_postings = sum(len(shard.documents) for shard in parts)
         self.index_bytes = sum(shard.nbytes for shard in parts)
-        self._first = list(accumulate((shard.n_docs for shard in parts[:-1]), initial=0))
+        first = accumulate((shard.n_docs for shard in parts[:-1]), initial=0)
+        self._lists = [  # as the kernels take a shard
+            (shard.indptr, shard.documents, shard.weights, number, shard.n_docs)
+            for number, shard in zip(first, parts, strict=True)
+        ]
         self._largest = max(shard.largest for shard in parts)
         self._scratch = threading.local()  # a score array for each thread, all 0 between searches
 
@@ -210,15 +214,11 @@ class InvertedIndex:
         two = two if two and two.ratio else None
         window = max(k, min(two.window(k), self.n_docs)) if two else k
         best, scores = np.zeros((stop - start, window), np.uint64), self._scores()
-        lists = [
-            (shard.indptr, shard.documents, shard.weights, first, shard.n_docs, *queries, start)
-            for first, shard in zip(self._first, self.shards, strict=True)
-        ]
-        whole, ratio = len(lists) == 1, two.ratio if two else 0.0
-        for one in lists:
-            kernels.search_shard(*one, best, scores, ratio, whole)
-        for one in lists if two and not whole else ():
-            kernels.rescore_shard(*one, best, scores)
+        whole, ratio = len(self._lists) == 1, two.ratio if two else 0.0
+        for lists in self._lists:
+            kernels.search_shard(*lists, *queries, start, best, scores, ratio, whole)
+        for lists in self._lists if two and not whole else ():
+            kernels.rescore_shard(*lists, *queries, start, best, scores)
         return best
 
     def _scores(self) -> np.ndarray:
