@@ -8,7 +8,7 @@ from typing import Any
 from nblib.files import ROOT, atomic_folder, read_json, write_json, write_text
 from nblib.run.layers import BadRequest
 from nblib.run.progress import clock
-from nblib.speed.rows import strongest
+from nblib.speed.rows import large_sentence, search_table, strongest
 from nblib.tables import pipe_table
 
 COLUMNS = {
@@ -24,7 +24,6 @@ COLUMNS = {
     "p_holm_vs_bm25": "p (Holm)",
 }
 SWEEPS = {"08_pareto": "table_pareto.md", "13_ablation": "table_ablation.md"}  # written by the notebook
-SEARCH = ("table_search.md", "table_search_large.md")  # written by 12
 SUMMARY = "12"  # the notebook whose rows stand for its whole profile
 KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "wall_s", "peak_gib", "status")
 
@@ -82,11 +81,7 @@ def replace_block(text: str, name: str, content: str) -> str:
 def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
     """Write the Markdown tables of a run: over all data sets if several, of each, or of its sweeps."""
     if "12_speed" in steps:
-        rows = read_json(folder / "12_speed" / "metrics.json")
-        rows = [row for row in rows if not row["row"].startswith("search")]
-        searched = [file for name in SEARCH if (file := folder / "12_speed" / "figures" / name).exists()]
-        shown = [speed_block(rows)] if rows else []
-        return "\n".join(shown + [file.read_text(encoding="utf-8") for file in searched])
+        return speed_block(read_json(folder / "12_speed" / "metrics.json"))
     if tables := [folder / name / "figures" / file for name, file in SWEEPS.items() if name in steps]:
         return "\n".join(table.read_text(encoding="utf-8") for table in tables)
     rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []
@@ -117,17 +112,23 @@ def flops_table(rows: list[dict[str, Any]]) -> str:
 
 
 def speed_block(rows: list[dict[str, Any]]) -> str:
-    """Write the Markdown table of 12's rows, a line for each setting, against the strongest peer of it."""
+    """Write 12's rows in Markdown, a line for each setting against the strongest peer of it; search apart."""
     head = ["what", "setting", "ours", "peer", "unit", "ratio"]
     head += ["ratio with our settings and kernels at the peer", "ours of the machine's limit"]
-    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    search = [row for row in rows if row["row"].startswith("search_")]
+    lines = []
     for (name, regime, dtype), (shipped, tuned) in strongest(rows).items():
+        if name.startswith("search_"):
+            continue
         cells = [name.replace("_", " "), f"{regime} {dtype}".strip(), _three(shipped["ours"])]
         cells += [_three(shipped["peer"]), shipped["unit"], _three(shipped["ratio"])]
         cells.append(_three(tuned["ratio"]) if tuned else "")
         cells.append(f"{shipped['share']:.0%}" if shipped.get("share") else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, ""])
+        lines.append(cells)
+    parts = [pipe_table(head, lines)] if lines else []
+    parts += [pipe_table(*search_table(search))] if search else []
+    large = [row for row in search if row["row"] == "search_large" and "ms_marco_ms" in row]
+    return "\n".join(parts + [f"{large_sentence(row)}\n" for row in large])
 
 
 def _three(value: float | None) -> str:

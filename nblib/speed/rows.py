@@ -1,5 +1,6 @@
 """Rows of the speed table: ours against a peer, and against what the machine allows."""
 
+import re
 from typing import Any
 
 
@@ -44,3 +45,38 @@ def strongest(
         if best[kind] is None or (line["ratio"] or 0) < (best[kind]["ratio"] or 0):
             best[kind] = line
     return {key: tuple(best) for key, best in found.items()}
+
+
+def search_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Lay the search rows out for a page, one line for each collection at its smallest k: (head, lines).
+
+    Ratios above 1 mean that ours is faster; a query at a time, on one thread.
+    """
+    cases: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for line in rows:
+        if line["row"].startswith("search_") and line["peer"]:
+            name, k, how = re.fullmatch(r"(.*), k=(\d+)(?:, (.*))?", line["regime"]).groups()
+            cases.setdefault(name, {}).setdefault((line["row"], how or ""), line | {"k": int(k)})
+    head = ["documents", "k", "ours, ms", "bm25s, ms", "ratio", "ours in two phases, ms", "ratio to bm25s"]
+    head += ["ratio to sentence-transformers", "to scipy", "to Seismic", "recall@10 of Seismic"]
+    lines = []
+    for name, found in cases.items():
+        exact, two = found["search_bm25s", ""], found["search_bm25s", "two-phase"]
+        cells = [name, str(exact["k"]), *(f"{exact[side]:.3g}" for side in ("ours", "peer"))]
+        cells += [f"{exact['ratio']:.2f}", f"{two['ours']:.3g}", f"{two['ratio']:.2f}"]
+        for peer in ("sentence_transformers", "scipy", "seismic"):
+            line = found.get((f"search_{peer}", ""))
+            cells.append(f"{line['ratio']:,.{0 if line['ratio'] >= 100 else 2}f}" if line else "")
+        recall = found.get(("search_seismic", ""), {}).get("peer_recall_at_10")
+        lines.append([*cells, "" if recall is None else f"{recall:.3f}"])
+    return head, lines
+
+
+def large_sentence(line: dict[str, Any]) -> str:
+    """Say in words what the large index needs, and what MS MARCO's passages would."""
+    peak, tenth = line["build_peak_gib"], line["build_peak_gib_tenth"]
+    built = f"built in {line['build_seconds']:.0f} s, peak {peak:.2f} GiB ({tenth:.2f} with a tenth of them)"
+    asked = f"{line['ms']:.2f} ms a query, {line['ms_two_phase']:.2f} in two phases"
+    minutes, gib, ms = (line[f"ms_marco_{name}"] for name in ("build_minutes", "gib", "ms"))
+    much = f"{minutes:.1f} minutes, {gib:.1f} GiB, {ms:.1f} ms"
+    return f"{line['regime']}: {built}, {asked}. Projected to 8.84 million passages: {much}."

@@ -2,7 +2,7 @@ import pytest
 
 from nblib.files import read_json, write_json
 from nblib.run.layers import BadRequest
-from nblib.run.record import SEARCH, block, record, replace_block
+from nblib.run.record import block, record, replace_block
 from nblib.speed.rows import row
 
 ROW = {"dataset": "d", "n_docs": 1200, "n_queries": 30, "mrr_at_10": 0.4, "recall_at_100": 0.9}
@@ -102,17 +102,26 @@ def test_the_tables_of_a_sweep_stand_for_its_profile(tmp_path):
     assert block(tmp_path, {"01_data_prep": {}, "13_ablation": {}}) == "| variant |\n| --- |\n| full |\n"
 
 
-def test_search_has_tables_of_its_own(tmp_path):
-    shown = tmp_path / "12_speed" / "figures"
-    shown.mkdir(parents=True)
+def test_search_has_a_table_of_its_own(tmp_path):
+    def found(name, regime, ours, peer, **more):
+        return row(f"search_{name}", regime, "", ours, peer, name, "ms a query", less_is_better=True, **more)
+
     idf = row("idf", "passages", "", 2.0, 1.0, "peer", "documents/s", less_is_better=False)
-    found = row("search_bm25s", "k=10", "", 1.0, 2.0, "bm25s", "ms a query", less_is_better=True)
-    write_json(tmp_path / "12_speed" / "metrics.json", [idf, found])
-    alone = block(tmp_path, {"12_speed": {}})
-    assert "| idf | passages | 2 | 1 | documents/s | 2 |" in alone and "bm25s" not in alone
-    for name in SEARCH:
-        (shown / name).write_text(f"| {name} |\n| --- |\n")
-    both = block(tmp_path, {"12_speed": {}})
-    assert both.startswith(alone) and [both.count(name) for name in SEARCH] == [1, 1]
-    write_json(tmp_path / "12_speed" / "metrics.json", [found])
-    assert block(tmp_path, {"12_speed": {}}).startswith("| table_search.md |")
+    sides = [
+        found("bm25s", "a, 5 documents, k=5", 1.0, 2.0),
+        found("bm25s", "a, 5 documents, k=5, two-phase", 0.5, 2.0, ours_recall_at_10=0.9),
+        found("bm25s", "a, 5 documents, k=50", 7.0, 7.0),
+        found("sentence_transformers", "a, 5 documents, k=5", 1.0, 1500.0),
+        found("sentence_transformers", "a, 5 documents, k=5, 9 queries in a call", 1.0, 15.0),
+        found("seismic", "a, 5 documents, k=5", 1.0, 0.5, peer_recall_at_10=0.75),
+    ]
+    facts = dict.fromkeys(("build_seconds", "build_peak_gib", "build_peak_gib_tenth", "ms"), 1.0)
+    facts |= dict.fromkeys(("ms_two_phase", "ms_marco_build_minutes", "ms_marco_gib", "ms_marco_ms"), 2.0)
+    large = found("large", "9 documents on disk", 1.0, None, **facts)
+    write_json(tmp_path / "12_speed" / "metrics.json", [idf, *sides, large])
+    speed, search, words = block(tmp_path, {"12_speed": {}}).split("\n\n")
+    assert speed.splitlines()[2:] == ["| idf | passages | 2 | 1 | documents/s | 2 |  |  |"]
+    assert search.splitlines()[2:] == [
+        "| a, 5 documents | 5 | 1 | 2 | 2.00 | 0.5 | 4.00 | 1,500 |  | 0.50 | 0.750 |"
+    ]
+    assert words.startswith("9 documents on disk: built in 1 s") and words.endswith("2.0 ms.\n")
