@@ -89,8 +89,8 @@ def _compare(
 ) -> dict[str, Any]:
     """Time two sides in turn: milliseconds of a query, and queries a second by threads.
 
-    most: queries that are timed one at a time, 0 = all n. facts: more of the row; one that tells a recall says
-    that the scores need not be equal.
+    most: queries that are timed one at a time, 0 = all n.
+    facts: more of the row; one that tells a recall says that the scores need not be equal.
     """
     if not facts:
         _agree(mine, peer, peer_name, min(n, CHECKED))
