@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from nblib.idf import token_matrix
+from nblib.bags import token_matrix
 
 CHIP = (
     "display:inline-block;margin:1px 3px 1px 0;padding:0 6px;border-radius:9px;"
@@ -35,7 +35,7 @@ def matched_terms(
     Args:
         q_row: [1, V] query weights. d_row: [1, V] document weights.
         tokenizer: names the V terms.
-        own_row: [1, V] the tokens that the document itself holds (`nblib.idf.token_matrix`); without it no
+        own_row: [1, V] the tokens that the document itself holds (`nblib.bags.token_matrix`); without it no
             term counts as added.
 
     Returns:

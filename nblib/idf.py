@@ -118,6 +118,7 @@ def compute_idf_weights(
     default_idf: float = 1.0,
     batch_size: int = 10_000,
     progress: Callable[[int], None] | None = None,
+    weigh_signs: bool = True,
 ) -> dict[str, float]:
     """Weigh every token of the vocabulary by the documents that hold it.
 
@@ -131,6 +132,7 @@ def compute_idf_weights(
         default_idf: weight of a token that no document holds.
         batch_size: documents per batch.
         progress: called with the number of documents seen so far.
+        weigh_signs: False gives tokens without a letter or digit 0, see `signs`.
 
     Returns:
         {token: weight in nats}, V entries in the order of the ids.
@@ -138,11 +140,43 @@ def compute_idf_weights(
     df, n_docs = count_df(documents, tokenizer, batch_size, progress)
     idf = np.where(df > 0, bm25_idf(df, n_docs), default_idf)
     idf[tokenizer.all_special_ids] = 0.0
+    if not weigh_signs:
+        idf[signs(tokenizer)] = 0.0
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     weights = {token: round(float(w), 6) for token, w in zip(tokens, idf, strict=True)}
     if save_path is not None:
         write_json(save_path, weights)
     return weights
+
+
+def adapt_idf(idf: np.ndarray, texts: Iterable[str], tokenizer, share: float = 1.0) -> np.ndarray:
+    """Weigh query tokens by the collection that is searched, in part or in whole.
+
+    (1 - share) idf + share idf of the texts; what they lack, and what weighs 0, keeps its weight.
+
+    Source: the paper's "per-dataset IDF" (arXiv 2411.04403, table 5) is share 1.
+
+    Args:
+        idf: [V] weights of the training corpus.
+        texts: documents of the collection.
+        tokenizer: of the weights.
+        share: 0 to 1.
+
+    Returns:
+        [V] float32.
+    """
+    df, n_docs = count_df(texts, tokenizer)
+    own = bm25_idf(df, n_docs)
+    return np.where((df > 0) & (idf > 0), (1 - share) * idf + share * own, idf).astype(np.float32)
+
+
+def signs(tokenizer) -> np.ndarray:
+    """Find the tokens that hold neither letter nor digit: [V] bool.
+
+    A byte of a character that the vocabulary lacks is none of them: with its neighbours it may be a letter.
+    """
+    texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    return np.array([not any(c.isalnum() or c == "\ufffd" for c in text) for text in texts])
 
 
 def corpus_files(corpus: str, data_dir: str, datasets: Sequence[str]) -> list[Path]:
@@ -164,13 +198,19 @@ def _corpus_file(path: Path, corpus: str) -> Path:
 
 
 def cached_idf(
-    corpora: Sequence[Path], tokenizer, default_idf: float, batch_size: int, cache: Path, save_path: Path
+    corpora: Sequence[Path],
+    tokenizer,
+    default_idf: float,
+    batch_size: int,
+    cache: Path,
+    save_path: Path,
+    weigh_signs: bool = True,
 ) -> Path:
-    """Compute the weights of all documents once per (corpora, tokenizer, default); copy them to save_path.
+    """Compute the weights of all documents once per (corpora, tokenizer, options); copy them to save_path.
 
     Args:
         corpora: corpus.jsonl or corpus.jsonl.gz each; read as a stream, one after the other.
-        tokenizer, default_idf, batch_size: see compute_idf_weights.
+        tokenizer, default_idf, batch_size, weigh_signs: see compute_idf_weights.
         cache: folder of earlier results; an entry's name holds the hashes of what it depends on.
         save_path: where idf.json is written.
 
@@ -179,7 +219,8 @@ def cached_idf(
     """
     vocabulary = tokenizer_rules(tokenizer)[:16]
     content = hashlib.sha256("".join(map(sha256_file, corpora)).encode()).hexdigest()[:16]
-    entry = cache / f"idf-{content}-{vocabulary}-{default_idf:g}.json"
+    kind = "" if weigh_signs else "-words"
+    entry = cache / f"idf-{content}-{vocabulary}-{default_idf:g}{kind}.json"
     if not entry.exists():
         compute_idf_weights(
             chain.from_iterable(map(_texts, corpora)),
@@ -188,6 +229,7 @@ def cached_idf(
             default_idf,
             batch_size,
             lambda done: report("count documents", done, 0),
+            weigh_signs,
         )
     write_text(save_path, entry.read_text(encoding="utf-8"))
     return save_path
@@ -266,58 +308,3 @@ def query_weights_file(idf_path: str | Path, model_folder: str | Path) -> Path:
             f"gone; {idf_path} is of another kind: copy the whole folder, or run 04_finetune again"
         )
     return Path(idf_path)
-
-
-def token_matrix(
-    texts: Sequence[str], tokenizer, max_length: int | None = None, vocab_size: int | None = None
-) -> sparse.csr_matrix:
-    """Mark which token ids each text holds: 1.0 once per distinct id, special tokens left out.
-
-    Args:
-        texts: queries or documents.
-        tokenizer: fast tokenizer.
-        max_length: tokens kept per text, counting the special ones as the model does; None keeps all.
-        vocab_size: V of the result; default len(tokenizer).
-
-    Returns:
-        [N, V] float32 CSR.
-    """
-    vocab_size = vocab_size or len(tokenizer)
-    encoded = tokenizer(
-        list(texts),
-        truncation=max_length is not None,
-        max_length=max_length,
-        add_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
-    special = np.asarray(tokenizer.all_special_ids)
-    rows = [np.setdiff1d(np.asarray(ids, dtype=np.int32), special) for ids in encoded]  # sorted, distinct
-    indptr = np.concatenate([[0], np.cumsum([len(r) for r in rows])])
-    indices = np.concatenate(rows) if rows else np.zeros(0, np.int32)
-    return sparse.csr_matrix(
-        (np.ones(len(indices), np.float32), indices, indptr), shape=(len(rows), vocab_size)
-    )
-
-
-def query_matrix(
-    texts: Sequence[str], tokenizer, idf: np.ndarray, max_length: int | None = None
-) -> sparse.csr_matrix:
-    """Encode queries without a model: q_t = idf(t) for each distinct token t of the query.
-
-    Source: arXiv 2411.04403, equation 5; OpenSearch's SPARSE_TOKENIZE does the same at search time.
-
-    Args:
-        texts: queries.
-        tokenizer: the document encoder's tokenizer.
-        idf: [V] float, special tokens 0.
-        max_length: tokens kept per query; None keeps all.
-
-    Returns:
-        [Q, V] float32 CSR without explicit zeros.
-    """
-    q_reps = token_matrix(texts, tokenizer, max_length, len(idf))
-    q_reps.data *= idf[q_reps.indices].astype(np.float32)
-    q_reps.eliminate_zeros()
-    return q_reps

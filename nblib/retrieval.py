@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import issparse
 
+from nblib.bags import query_matrix
 from nblib.encoded import Reps
 from nblib.evaluate import THREADS, sparse_cost
-from nblib.idf import compute_idf_weights, query_matrix
+from nblib.idf import adapt_idf
 from nblib.model.prune import prune_reps
 from nblib.run.progress import report
 from nblib.search.exact import top_k_dense
@@ -153,6 +154,9 @@ def vary(entry: Entry, name: str, options: Any, system: System, texts: list[str]
         name: of the variant.
         options: `nblib.run.params.Variant`.
         system, texts: of the entry; corpus_idf counts these documents by the system's tokenizer.
+
+    Raises:
+        ValueError: corpus_idf or query_counts of a system whose queries pass through its encoder.
     """
     d_reps, engine, cost = entry.d_reps, entry.engine, entry.cost
     if options.doc_max_ratio or options.doc_top_k:
@@ -165,24 +169,22 @@ def vary(entry: Entry, name: str, options: Any, system: System, texts: list[str]
         numbers = (options.two_phase_ratio, options.two_phase_expansion, options.two_phase_window)
         two_phase = TwoPhase(*numbers)
 
-    encode_queries = _by_corpus(system, texts) if options.corpus_idf else entry.encode_queries
+    encode_queries = entry.encode_queries
+    if options.corpus_idf or options.query_counts:
+        encode_queries = _other_bags(system, texts, options.corpus_idf, options.query_counts)
     if options.query_max_ratio or options.query_top_k:
         keep, whole = (options.query_max_ratio, options.query_top_k), encode_queries
         encode_queries = lambda queries: prune_reps(whole(queries), *keep)  # noqa: E731
     return Entry(name, d_reps, encode_queries, engine, cost, two_phase)
 
 
-def _by_corpus(system: System, texts: list[str]) -> EncodeQueries:
-    """Weigh query tokens by their IDF in these texts (paper, table 5: "per-dataset IDF").
-
-    Raises:
-        ValueError: the system's queries pass through its encoder, so that they are no bags of tokens.
-    """
-    if not system.bags:
-        raise ValueError(f"corpus_idf of {system.name!r}: its queries are no bags of tokens; leave it out")
-    tokenizer = system.tokenizer
-    idf = np.array(list(compute_idf_weights(texts, tokenizer).values()), np.float32)  # [V]
-    return lambda queries: query_matrix(queries, tokenizer, idf)
+def _other_bags(system: System, texts: list[str], share: float, counted: bool) -> EncodeQueries:
+    if system.idf is None:
+        raise ValueError(
+            f"corpus_idf or query_counts of {system.name!r}: its queries are no bags of tokens; leave it out"
+        )
+    idf = adapt_idf(system.idf, texts, system.tokenizer, share) if share else system.idf
+    return lambda queries: query_matrix(queries, system.tokenizer, idf, counted=counted)
 
 
 def measure(entry: Entry, queries: list[str], k: int, timed_queries: int = TIMED_QUERIES) -> Result:

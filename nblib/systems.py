@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from nblib.backbones import load_tokenizer
+from nblib.bags import query_matrix, token_matrix
 from nblib.compatible import check_model, check_one_tokenizer, query_weights
 from nblib.encoded import Reps, cached
 from nblib.files import at_root, sha256_paths
-from nblib.idf import load_idf, query_matrix, token_matrix
+from nblib.idf import load_idf
 from nblib.run.progress import report
 from nblib.search.bm25 import Bm25
 
@@ -49,7 +50,7 @@ class System:
     name: str
     index: Callable[[list[str]], tuple[Reps, EncodeQueries, float]]
     tokenizer: Any = None  # names the V terms; None if they are not a tokenizer's
-    bags: bool = False  # whether its queries are bags of that tokenizer's tokens
+    idf: np.ndarray | None = None  # [V] if its queries are bags of that tokenizer's tokens, so weighted
 
 
 def bm25(analyzer: str | Callable[[str], list[str]], name: str = "bm25") -> System:
@@ -83,7 +84,7 @@ def idf_bag(tokenizer: Any, idf: np.ndarray, max_length: int) -> System:
         d_reps = token_matrix(texts, tokenizer, max_length)
         return d_reps, lambda queries: query_matrix(queries, tokenizer, idf), time.perf_counter() - start
 
-    return System("idf-bag", index, tokenizer, bags=True)
+    return System("idf-bag", index, tokenizer, idf)
 
 
 def learned_sparse(
@@ -121,7 +122,7 @@ def learned_sparse(
         d_reps, seconds = cached(cache, version, texts, encode)
         return d_reps, encode_queries, seconds
 
-    return System(name, index, tokenizer, bags=idf is not None)
+    return System(name, index, tokenizer, idf)
 
 
 def _load_sparse(folder: str | Path, max_length: int, precision: str) -> Any:

@@ -8,6 +8,7 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from nblib.backbones import EMBEDDED, load_tokenizer
+from nblib.bags import query_matrix, token_matrix
 from nblib.explain import (
     Match,
     clean_token,
@@ -16,7 +17,6 @@ from nblib.explain import (
     explanation_page,
     matched_terms,
 )
-from nblib.idf import query_matrix, token_matrix
 from nblib.search.inverted import top_k
 
 

@@ -4,6 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from nblib import idf
 from nblib.backbones import EMBEDDED, load_tokenizer
@@ -94,13 +98,34 @@ def test_empty_corpus_is_refused(tok):
         idf.compute_idf_weights([], tok)
 
 
-def test_query_matrix(tok):
-    weights = np.arange(len(tok), dtype=np.float32)
-    weights[tok.all_special_ids] = 0.0
-    q_reps = idf.query_matrix(["dog cat dog", "the"], tok, weights)
-    dog, cat = tok.convert_tokens_to_ids(["dog", "cat"])
-    assert q_reps.shape == (2, len(tok)) and q_reps[0].nnz == 2  # each token once, no [CLS]
-    assert q_reps[0, dog] == dog and q_reps[0, cat] == cat
+def test_signs_weigh_nothing_if_asked(tok):
+    weights = idf.compute_idf_weights(["cat, dog.", "C3-po"], tok, weigh_signs=False)
+    usual = idf.compute_idf_weights(["cat, dog.", "C3-po"], tok)
+    assert all(usual[token] > weights[token] == 0.0 for token in (",", ".", "-", "##-", "。", "$"))
+    assert all(usual[token] == weights[token] > 0.0 for token in ("cat", "3", "##o", "c", "unseen"[:2]))
+
+
+def test_a_byte_of_a_letter_is_no_sign():
+    """Byte-level vocabularies cut a Hangul syllable into bytes, none of which is a letter alone."""
+    tokens = ["Ġ", "ì", "Ķ", "¸", "a", ",", "Ġ,"]
+    core = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, []))
+    core.decoder = ByteLevel()
+    found = idf.signs(PreTrainedTokenizerFast(tokenizer_object=core))
+    assert dict(zip(tokens, found.tolist(), strict=True)) == dict.fromkeys(tokens, False) | dict.fromkeys(
+        ["Ġ", ",", "Ġ,"], True
+    )
+
+
+def test_weights_adapted_to_a_collection(tok):
+    weights = np.full(len(tok), 2.0, np.float32)
+    weights[tok.convert_tokens_to_ids([",", "[CLS]"])] = 0.0
+    half, whole = (idf.adapt_idf(weights, ["cat, dog", "dog,"], tok, share) for share in (0.5, 1.0))
+    cat, dog, zebra, comma = tok.convert_tokens_to_ids(["cat", "dog", "zebra", ","])
+    own = {cat: math.log(1 + 1.5 / 1.5), dog: math.log(1 + 0.5 / 2.5)}
+    for token, value in own.items():
+        assert whole[token] == pytest.approx(value) and half[token] == pytest.approx((value + 2) / 2)
+    assert whole[zebra] == half[zebra] == 2.0, "what the collection lacks keeps its weight"
+    assert whole[comma] == half[comma] == 0.0, "and what weighs nothing stays so"
 
 
 def test_load_refuses_another_tokenizers_file(tok, tmp_path):

@@ -6,7 +6,7 @@ from scipy.sparse import csr_matrix
 
 from nblib import retrieval
 from nblib.evaluate import COST
-from nblib.idf import compute_idf_weights
+from nblib.idf import compute_idf_weights, count_df
 from nblib.run.params import Variant
 from nblib.search.inverted import TwoPhase
 from nblib.systems import System, bm25
@@ -145,14 +145,36 @@ def test_empty_input_is_refused():
 
 def test_query_weights_counted_on_the_searched_corpus(trained, tmp_path):
     systems = all_systems(trained, tmp_path, ["idf-bag"])
-    variants = {"own": Variant(of="idf-bag", corpus_idf=True)}
-    own = {r.name: r for r in retrieval.search_all(systems, TEXTS, QUERIES, 3, variants)}["own"]
-    weights = list(compute_idf_weights(TEXTS, systems[0].tokenizer).values())
-    counted = own.q_reps.tocoo()
-    assert counted.nnz and own.q_reps.sum() != 0
-    assert counted.data.tolist() == pytest.approx([weights[token] for token in counted.col])
-    with pytest.raises(ValueError, match="are the searched corpus's already"):
-        Variant(of="bm25", corpus_idf=True)
-    passes = System("finetuned", made_up().index, systems[0].tokenizer)  # as a siamese model's
-    with pytest.raises(ValueError, match="corpus_idf of 'finetuned': its queries are no bags"):
-        search({"own": Variant(of="finetuned", corpus_idf=True)}, systems=[passes])
+    options = {"own": {"corpus_idf": 1.0}, "half": {"corpus_idf": 0.5}}
+    variants = {name: Variant(of="idf-bag", **one) for name, one in options.items()}
+    found = {r.name: r.q_reps for r in retrieval.search_all(systems, TEXTS, QUERIES, 3, variants)}
+    counted = np.array(list(compute_idf_weights(TEXTS, systems[0].tokenizer).values()))
+    df, _ = count_df(TEXTS, systems[0].tokenizer)
+    own = found["own"].tocoo()
+    known = df[own.col] > 0
+    assert known.any() and not known.all()
+    assert own.data[known] == pytest.approx(counted[own.col[known]])
+    assert own.data[~known].tolist() == systems[0].idf[own.col[~known]].tolist(), "what it lacks keeps 02's"
+    mean = (found["idf-bag"] + found["own"]) / 2
+    assert found["half"].toarray() == pytest.approx(mean.toarray())
+
+
+def test_query_words_counted(trained, tmp_path):
+    systems = all_systems(trained, tmp_path, ["idf-bag"])
+    twice = ["mean column, file column, file of a column"]
+    variants = {"counted": Variant(of="idf-bag", query_counts=True)}
+    once, counted = (r.q_reps.toarray()[0] for r in retrieval.search_all(systems, TEXTS, twice, 3, variants))
+    column, file, mean = systems[0].tokenizer.convert_tokens_to_ids(["column", "file", "mean"])
+    assert counted[column] == pytest.approx((1 + np.log(3)) * once[column]) and once[column] > 0
+    assert counted[file] == pytest.approx((1 + np.log(2)) * once[file]) and once[file] > 0
+    assert counted[mean] == once[mean] == systems[0].idf[mean]
+    assert (counted < once).sum() == 0
+
+
+def test_other_query_weights_are_refused_where_they_mean_nothing(trained, tmp_path):
+    for option in ({"corpus_idf": 1.0}, {"query_counts": True}):
+        with pytest.raises(ValueError, match="counts query words already"):
+            Variant(of="bm25", **option)
+        passes = System("finetuned", made_up().index, None)  # as a siamese model's
+        with pytest.raises(ValueError, match="of 'finetuned': its queries are no bags"):
+            search({"own": Variant(of="finetuned", **option)}, systems=[passes])

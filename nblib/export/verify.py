@@ -12,11 +12,11 @@ import numpy as np
 from scipy import sparse
 from tokenizers import Tokenizer
 
+from nblib.bags import query_matrix
 from nblib.export import reload
 from nblib.export.opensearch import token_strings, tokenizer_json
 from nblib.export.sentence_transformers import checked_length, query_length
 from nblib.export.trace import run_python_module
-from nblib.idf import query_matrix
 from nblib.model.encoder import NeuralSparseEncoder
 
 BATCH_SIZES = (1, 8)

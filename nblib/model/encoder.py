@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nblib.backbones import load, load_tokenizer
+from nblib.bags import query_matrix
 from nblib.files import read_json, write_json
-from nblib.idf import query_matrix
 from nblib.model.head import max_logits, sum_weights
 from nblib.model.padding import pad, trim
 from nblib.model.pooling import Pooling, activate

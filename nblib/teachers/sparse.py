@@ -12,8 +12,9 @@ from scipy import sparse
 from torch import Tensor
 
 from nblib.backbones import load
+from nblib.bags import query_matrix
 from nblib.files import at_root, read_json, sha256_file
-from nblib.idf import load_idf, query_matrix
+from nblib.idf import load_idf
 from nblib.model.encoder import CONFIG, NeuralSparseEncoder
 from nblib.precision import quick_fp32
 from nblib.teachers.models import OURS, SPARSE, TeacherModel, cut_inputs, find_model, refuse_untrained

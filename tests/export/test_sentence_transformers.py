@@ -4,9 +4,9 @@ import torch
 from sentence_transformers import SparseEncoder
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from nblib.bags import query_matrix
 from nblib.export.sentence_transformers import MUTED_BIAS, export_sentence_transformers
 from nblib.export.verify import verify_sentence_transformers
-from nblib.idf import query_matrix
 from nblib.model.encoder import NeuralSparseEncoder
 
 

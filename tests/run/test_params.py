@@ -12,6 +12,7 @@ IDF = {
     "corpus": "",
     "tokenizer": "some/model",
     "default_idf": 1.0,
+    "weigh_signs": True,
     "batch_size": 10,
     "seed": 13,
     "run_dir": "outputs/lab/02_idf",

@@ -7,8 +7,9 @@ import torch
 
 from nblib import teachers
 from nblib.backbones import EMBEDDED
+from nblib.bags import query_matrix
 from nblib.export.sentence_transformers import export_sentence_transformers
-from nblib.idf import load_idf, query_matrix
+from nblib.idf import load_idf
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.teachers import sparse
 

@@ -49,6 +49,7 @@ class IdfParams(NotebookParams):
     corpus: Annotated[str, DataPath()]  # "" = that set; else a corpus.jsonl[.gz]
     tokenizer: Model
     default_idf: Weight  # of a token that the corpus does not hold
+    weigh_signs: bool  # False: a token without letter or digit gets 0
     batch_size: Positive  # documents
     seed: Seed
     run_dir: Name

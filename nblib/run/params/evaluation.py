@@ -19,6 +19,7 @@ from nblib.run.params.fields import (
     OptionalModel,
     Positive,
     PruneRatio,
+    Ratio,
     Seed,
     SetsDir,
 )
@@ -41,15 +42,16 @@ class Variant(BaseModel):
     two_phase_expansion: Annotated[float, Field(ge=1)] = 5.0
     two_phase_window: Annotated[int, Field(ge=50)] = 10_000
     engine: Literal["exact", "seismic"] = "exact"
-    corpus_idf: bool = False  # query weights counted on the corpus that is searched, not 02's
+    corpus_idf: Ratio = 0.0  # share of the searched corpus's own IDF in the query weights; the rest is 02's
+    query_counts: bool = False  # a token that the query holds n times weighs 1 + ln n times its IDF
 
     @model_validator(mode="after")
     def check_options(self) -> Self:
         """Refuse options that could change nothing."""
         if self.of == "dense":
             raise ValueError("of 'dense': its vectors have no terms to prune and no posting lists")
-        if self.corpus_idf and self.of in ("bm25", "bm25-tokens"):
-            raise ValueError(f"corpus_idf of {self.of!r}: its weights are the searched corpus's already")
+        if (self.corpus_idf or self.query_counts) and self.of in ("bm25", "bm25-tokens"):
+            raise ValueError(f"{self.of!r} weighs by the searched corpus and counts query words already")
         if self == Variant.model_construct(of=self.of):
             raise ValueError(f"this is {self.of!r} itself: set an option")
         own = {name for name in type(self).model_fields if name.startswith("two_phase_")}
