@@ -58,8 +58,8 @@ def query_matrix(
     """Encode queries without a model: q_t = idf(t) for each distinct token t of the query.
 
     Source: arXiv 2411.04403, equation 5; OpenSearch's SPARSE_TOKENIZE does the same at search time. Counted,
-    q_t = (1 + ln n_t) idf(t) for a token that the query holds n_t times: what a long question repeats is what
-    it is about (not in the paper; OpenSearch takes such weights as `query_tokens`).
+    q_t = n_t idf(t) for a token that the query holds n_t times, as in BM25: what a long question repeats is
+    what it is about (not in the paper; OpenSearch takes such weights as `query_tokens`).
 
     Args:
         texts: queries.
@@ -72,7 +72,6 @@ def query_matrix(
         [Q, V] float32 CSR without explicit zeros.
     """
     q_reps = token_matrix(texts, tokenizer, max_length, len(idf), counted)
-    q_reps.data = 1 + np.log(q_reps.data)  # ln 1 = 0: nothing changes if not counted
     q_reps.data *= idf[q_reps.indices].astype(np.float32)
     q_reps.eliminate_zeros()
     return q_reps

@@ -43,7 +43,7 @@ class Variant(BaseModel):
     two_phase_window: Annotated[int, Field(ge=50)] = 10_000
     engine: Literal["exact", "seismic"] = "exact"
     corpus_idf: Ratio = 0.0  # share of the searched corpus's own IDF in the query weights; the rest is 02's
-    query_counts: bool = False  # a token that the query holds n times weighs 1 + ln n times its IDF
+    query_counts: bool = False  # a token that the query holds n times weighs n times its IDF
 
     @model_validator(mode="after")
     def check_options(self) -> Self:
