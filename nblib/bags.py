@@ -4,9 +4,12 @@ N texts, Q queries, V vocabulary.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from scipy import sparse
+
+from nblib.idf import PIECE
 
 
 def token_matrix(
@@ -29,6 +32,15 @@ def token_matrix(
         [N, V] float32 CSR.
     """
     vocab_size = vocab_size or len(tokenizer)
+    pieces = [texts[start : start + PIECE] for start in range(0, len(texts), PIECE)]
+    found = [_count(piece, tokenizer, max_length, vocab_size) for piece in pieces]
+    counts = sparse.vstack([sparse.csr_matrix((0, vocab_size), dtype=np.float32), *found], format="csr")
+    if not counted:
+        counts.data[:] = 1.0
+    return counts
+
+
+def _count(texts: Sequence[str], tokenizer, max_length: int | None, vocab_size: int) -> sparse.csr_matrix:
     encoded = tokenizer(
         list(texts),
         truncation=max_length is not None,
@@ -38,14 +50,13 @@ def token_matrix(
         return_token_type_ids=False,
         verbose=False,
     )["input_ids"]
-    special = np.asarray(tokenizer.all_special_ids)
-    rows = [np.unique(np.asarray(ids, dtype=np.int32), return_counts=True) for ids in encoded]
-    indptr = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in rows])])
-    indices, counts = map(np.concatenate, zip(*rows, strict=True))
-    data = np.where(np.isin(indices, special), 0, counts if counted else 1).astype(np.float32)
-    matrix = sparse.csr_matrix((data, indices, indptr), shape=(len(rows), vocab_size))
-    matrix.eliminate_zeros()
-    return matrix
+    ids = np.fromiter(chain.from_iterable(encoded), np.int32)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in encoded])])
+    counts = sparse.csr_matrix((np.ones(len(ids), np.float32), ids, starts), shape=(len(texts), vocab_size))
+    counts.data[np.isin(counts.indices, tokenizer.all_special_ids)] = 0.0
+    counts.sum_duplicates()  # sorts the ids too
+    counts.eliminate_zeros()
+    return counts
 
 
 def query_matrix(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 from scipy import sparse
@@ -132,7 +133,7 @@ def compute_idf_weights(
         default_idf: weight of a token that no document holds.
         batch_size: documents per batch.
         progress: called with the number of documents seen so far.
-        weigh_signs: False gives tokens without a letter or digit 0, see `signs`.
+        weigh_signs: False gives tokens without a letter or digit 0, see `sign_mask`.
 
     Returns:
         {token: weight in nats}, V entries in the order of the ids.
@@ -141,7 +142,7 @@ def compute_idf_weights(
     idf = np.where(df > 0, bm25_idf(df, n_docs), default_idf)
     idf[tokenizer.all_special_ids] = 0.0
     if not weigh_signs:
-        idf[signs(tokenizer)] = 0.0
+        idf[sign_mask(tokenizer)] = 0.0
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     weights = {token: round(float(w), 6) for token, w in zip(tokens, idf, strict=True)}
     if save_path is not None:
@@ -170,13 +171,14 @@ def adapt_idf(idf: np.ndarray, texts: Iterable[str], tokenizer, share: float = 1
     return np.where((df > 0) & (idf > 0), (1 - share) * idf + share * own, idf).astype(np.float32)
 
 
-def signs(tokenizer) -> np.ndarray:
+def sign_mask(tokenizer) -> np.ndarray:
     """Find the tokens that hold neither letter nor digit: [V] bool.
 
-    A byte of a character that the vocabulary lacks is none of them: with its neighbours it may be a letter.
+    Vowel signs and other combining marks count as letters, and so does a lone byte of a character, which
+    may be one together with its neighbours.
     """
     texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    return np.array([not any(c.isalnum() or c == "\ufffd" for c in text) for text in texts])
+    return np.array([not any(c == "\ufffd" or category(c)[0] in "LMN" for c in text) for text in texts])
 
 
 def corpus_files(corpus: str, data_dir: str, datasets: Sequence[str]) -> list[Path]:
@@ -291,6 +293,11 @@ def load_idf(path: str | Path, tokenizer, default_idf: float = 1.0) -> np.ndarra
 def query_side(model_folder: str | Path) -> str:
     """Tell how a model of 03 or 04 was trained to read queries, see nblib.model.retriever."""
     return read_json(Path(model_folder) / "sparse_config.json").get("query_side", "idf")
+
+
+def query_cut(model_folder: str | Path) -> int | None:
+    """Tell how many tokens of a query a model of 03 or 04 was trained to keep; None is all."""
+    return read_json(Path(model_folder) / "sparse_config.json").get("query_max_length") or None
 
 
 def query_weights_file(idf_path: str | Path, model_folder: str | Path) -> Path:

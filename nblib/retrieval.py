@@ -184,7 +184,7 @@ def _other_bags(system: System, texts: list[str], share: float, counted: bool) -
             f"corpus_idf or query_counts of {system.name!r}: its queries are no bags of tokens; leave it out"
         )
     idf = adapt_idf(system.idf, texts, system.tokenizer, share) if share else system.idf
-    return lambda queries: query_matrix(queries, system.tokenizer, idf, counted=counted)
+    return lambda queries: query_matrix(queries, system.tokenizer, idf, system.query_length, counted)
 
 
 def measure(entry: Entry, queries: list[str], k: int, timed_queries: int = TIMED_QUERIES) -> Result:

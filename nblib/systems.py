@@ -18,7 +18,7 @@ from nblib.bags import query_matrix, token_matrix
 from nblib.compatible import check_model, check_one_tokenizer, query_weights
 from nblib.encoded import Reps, cached
 from nblib.files import at_root, sha256_paths
-from nblib.idf import load_idf
+from nblib.idf import load_idf, query_cut
 from nblib.run.progress import report
 from nblib.search.bm25 import Bm25
 
@@ -51,6 +51,7 @@ class System:
     index: Callable[[list[str]], tuple[Reps, EncodeQueries, float]]
     tokenizer: Any = None  # names the V terms; None if they are not a tokenizer's
     idf: np.ndarray | None = None  # [V] if its queries are bags of that tokenizer's tokens, so weighted
+    query_length: int | None = None  # tokens kept of a query; None = all
 
 
 def bm25(analyzer: str | Callable[[str], list[str]], name: str = "bm25") -> System:
@@ -122,7 +123,7 @@ def learned_sparse(
         d_reps, seconds = cached(cache, version, texts, encode)
         return d_reps, encode_queries, seconds
 
-    return System(name, index, tokenizer, idf)
+    return System(name, index, tokenizer, idf, query_cut(folder))
 
 
 def _load_sparse(folder: str | Path, max_length: int, precision: str) -> Any:

@@ -36,5 +36,13 @@ def test_tokens_marked_and_counted(tok):
     counts = bags.token_matrix(texts, tok, counted=True)
     assert counts[:, [dog, cat]].toarray().tolist() == [[2, 1], [0, 0], [0, 9]]
     assert (bags.token_matrix(texts, tok) != (counts > 0)).nnz == 0
+    assert bags.token_matrix([], tok).shape == (0, len(tok))
     cut = bags.token_matrix(texts, tok, max_length=5, counted=True)
     assert cut[2, cat] == 3, "of five tokens two are special"
+
+
+def test_pieces_change_nothing(tok, monkeypatch):
+    texts = ["dog cat dog", "", "cat", "a dog and a cat", "cat cat"]
+    whole = bags.token_matrix(texts, tok, 6, counted=True)
+    monkeypatch.setattr(bags, "PIECE", 2)
+    assert (bags.token_matrix(texts, tok, 6, counted=True) != whole).nnz == 0 and whole.has_sorted_indices

@@ -102,7 +102,7 @@ def test_signs_weigh_nothing_if_asked(tok):
     weights = idf.compute_idf_weights(["cat, dog.", "C3-po"], tok, weigh_signs=False)
     usual = idf.compute_idf_weights(["cat, dog.", "C3-po"], tok)
     assert all(usual[token] > weights[token] == 0.0 for token in (",", ".", "-", "##-", "。", "$"))
-    assert all(usual[token] == weights[token] > 0.0 for token in ("cat", "3", "##o", "c", "unseen"[:2]))
+    assert all(usual[token] == weights[token] > 0.0 for token in ("cat", "3", "##o", "c", "un"))
 
 
 def test_a_byte_of_a_letter_is_no_sign():
@@ -110,7 +110,7 @@ def test_a_byte_of_a_letter_is_no_sign():
     tokens = ["Ġ", "ì", "Ķ", "¸", "a", ",", "Ġ,"]
     core = Tokenizer(BPE({token: i for i, token in enumerate(tokens)}, []))
     core.decoder = ByteLevel()
-    found = idf.signs(PreTrainedTokenizerFast(tokenizer_object=core))
+    found = idf.sign_mask(PreTrainedTokenizerFast(tokenizer_object=core))
     assert dict(zip(tokens, found.tolist(), strict=True)) == dict.fromkeys(tokens, False) | dict.fromkeys(
         ["Ġ", ",", "Ġ,"], True
     )

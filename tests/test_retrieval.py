@@ -1,5 +1,7 @@
 """Variants and hybrids over one corpus: what they change, what they reuse, and what is measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
@@ -169,6 +171,14 @@ def test_query_words_counted(trained, tmp_path):
     assert counted[file] == pytest.approx(2 * once[file]) and once[file] > 0
     assert counted[mean] == once[mean] == systems[0].idf[mean]
     assert (counted < once).sum() == 0
+
+
+def test_other_query_weights_leave_the_cut_of_queries(trained, tmp_path):
+    (system,) = all_systems(trained, tmp_path, ["idf-bag"])
+    variants = {"counted": Variant(of="idf-bag", query_counts=True)}
+    short = replace(system, query_length=4)  # [CLS], two tokens, [SEP]
+    *_, found = retrieval.search_all([short], TEXTS, ["mean column file"], 3, variants)
+    assert found.name == "counted" and found.q_reps.nnz == 2
 
 
 def test_other_query_weights_are_refused_where_they_mean_nothing(trained, tmp_path):

@@ -91,8 +91,9 @@ def test_queries_are_cut_where_training_cut_them(trained, tmp_path):
     encoder = NeuralSparseEncoder.load(folder)
     encoder.query_max_length = 4  # [CLS], two tokens, [SEP]
     encoder.save_pretrained(tmp_path / "short")
-    cut = systems.learned_sparse("x", tmp_path / "short", idf, 32, 2, tmp_path).index(TEXTS)[1](TEXTS[2:3])
-    assert cut.nnz == 2 < whole.nnz
+    short = systems.learned_sparse("x", tmp_path / "short", idf, 32, 2, tmp_path)
+    assert short.index(TEXTS)[1](TEXTS[2:3]).nnz == 2 < whole.nnz
+    assert short.query_length == 4
     encoder.query_side = "siamese"
     encoder.save_pretrained(tmp_path / "siamese")
     encode = systems.learned_sparse("x", tmp_path / "siamese", idf, 32, 2, tmp_path).index(TEXTS)[1]

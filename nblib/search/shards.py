@@ -69,11 +69,12 @@ def write_folder(folder: Path, d_reps: Iterable[csr_matrix]) -> None:
         raise FileExistsError(f"{folder} holds files that are no index: give another folder, or empty it")
     with atomic_folder(folder) as tmp:
         held, n_terms = [], None
-        for number, block in enumerate(d_reps):
+        for block in d_reps:
             n_terms = n_terms or block.shape[1]
             if block.shape[1] != n_terms:
-                raise ValueError(f"shard {number} has {block.shape[1]} terms, the first one {n_terms}")
-            held.append(_write_shard(tmp, number, from_rows(block)))
+                raise ValueError(f"shard {len(held)} has {block.shape[1]} terms, the first one {n_terms}")
+            held.append(_write_shard(tmp, len(held), from_rows(block)))
+            del block  # before the next one is made
         if not held:
             raise ValueError(f"{folder}: no documents were given to index")
         facts = {"format": FORMAT, "version": VERSION, "n_terms": n_terms}

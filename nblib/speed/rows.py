@@ -57,13 +57,15 @@ def search_table(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]
         if line["row"].startswith("search_") and line["peer"]:
             name, k, how = re.fullmatch(r"(.*), k=(\d+)(?:, (.*))?", line["regime"]).groups()
             cases.setdefault(name, {}).setdefault((line["row"], how or ""), line | {"k": int(k)})
-    head = ["documents", "k", "ours, ms", "bm25s, ms", "ratio", "ours in two phases, ms", "ratio to bm25s"]
+    head = ["documents", "k", "ours, ms", "bm25s, ms", "ratio"]
+    head += ["ours in two phases, ms", "ratio to bm25s", "recall@10 in two phases"]
     head += ["ratio to sentence-transformers", "to scipy", "to Seismic", "recall@10 of Seismic"]
     lines = []
     for name, found in cases.items():
         exact, two = found["search_bm25s", ""], found["search_bm25s", "two-phase"]
         cells = [name, str(exact["k"]), *(f"{exact[side]:.3g}" for side in ("ours", "peer"))]
         cells += [f"{exact['ratio']:.2f}", f"{two['ours']:.3g}", f"{two['ratio']:.2f}"]
+        cells.append(f"{two['ours_recall_at_10']:.3f}")
         for peer in ("sentence_transformers", "scipy", "seismic"):
             line = found.get((f"search_{peer}", ""))
             cells.append(f"{line['ratio']:,.{0 if line['ratio'] >= 100 else 2}f}" if line else "")
@@ -78,5 +80,5 @@ def large_sentence(line: dict[str, Any]) -> str:
     built = f"built in {line['build_seconds']:.0f} s, peak {peak:.2f} GiB ({tenth:.2f} with a tenth of them)"
     asked = f"{line['ms']:.2f} ms a query, {line['ms_two_phase']:.2f} in two phases"
     minutes, gib, ms = (line[f"ms_marco_{name}"] for name in ("build_minutes", "gib", "ms"))
-    much = f"{minutes:.1f} minutes, {gib:.1f} GiB, {ms:.1f} ms"
+    much = f"built in {minutes:.1f} minutes, {gib:.1f} GiB on disk, {ms:.1f} ms a query"
     return f"{line['regime']}: {built}, {asked}. Projected to 8.84 million passages: {much}."

@@ -27,20 +27,28 @@ from nblib.train.pipeline import built_set
 
 # What the head's warm-up does not read: points that differ in these alone share one head for each seed.
 AFTER_HEAD = {
-    *("dense_teacher", "dense_weight", "sparse_weight", "bm25_analyzer", "num_steps", "batch_size"),
-    *("learning_rate", "learning_rate_head", "warmup_steps", "lambda_flops", "lambda_ramp_steps"),
-    *(
-        "scale_constant_S",
-        "infonce_weight",
-        "lexical_weight",
-        "lexical_stemmer",
-        "temperature",
-        "query_side",
-        "kl_weight",
-    ),
+    "dense_teacher",
+    "dense_weight",
+    "sparse_weight",
+    "bm25_analyzer",
+    "num_steps",
+    "batch_size",
+    "learning_rate",
+    "learning_rate_head",
+    "warmup_steps",
+    "lambda_flops",
+    "lambda_ramp_steps",
+    "scale_constant_S",
+    "infonce_weight",
+    "lexical_weight",
+    "lexical_stemmer",
+    "temperature",
+    "query_side",
+    "kl_weight",
     "normalise_teachers",
 }
 STAGE = "stage.json"
+STAGES, TRAINING = stages.__name__, "import nblib.train.launch, nblib.train.pipeline, nblib.train.sparse"
 ALONE = {"systems": ["finetuned"], "variants": {}, "hybrids": {}}
 
 
@@ -92,10 +100,14 @@ class Base:
     sets: stages.Sets
 
     @cached_property
-    def modules(self) -> dict[str, str]:
+    def searching(self) -> dict[str, str]:
         """Hash the modules that a point runs: name -> sha256; those that only show results are not there."""
-        found = imported_modules(["import nblib.sweep.stages"])
-        return {n: sha256_paths([p]) for n, p in found.items() if not f"{n}.".startswith(f"{NOT_HASHED}.")}
+        return _hashes(imported_modules([f"import {STAGES}"]))
+
+    @cached_property
+    def training(self) -> dict[str, str]:
+        """Hash those of them that its training runs, so that a change to the search repeats no training."""
+        return _hashes(imported_modules([TRAINING])) | {STAGES: self.searching[STAGES]}
 
     @cached_property
     def searched(self) -> dict[str, str]:
@@ -111,6 +123,11 @@ class Base:
         if path not in self._known:
             self._known[path] = sha256_paths([path])
         return self._known[path]
+
+
+def _hashes(modules: dict[str, Path]) -> dict[str, str]:
+    kept = {n: path for n, path in modules.items() if not f"{n}.".startswith(f"{NOT_HASHED}.")}
+    return {name: sha256_paths([path]) for name, path in kept.items()}
 
 
 def open_base(params, dev_sets: list[str] | None = None, dev_split: str = "dev") -> Base:
@@ -183,7 +200,7 @@ def _stage(
         upstream = {"03_pretrain": base.hash_of(start / "artifacts" / stages.MODEL)}
     parts = {
         "cells": "",  # no notebook's
-        "modules": base.modules,
+        "modules": base.searching if kind == "point" else base.training,
         "params": {n: v for n, v in counted(model, values).items() if n not in head} | (more or {}),
         "upstream": upstream,
         "data": _data(kind, params, base) | data_hashes(model, values),

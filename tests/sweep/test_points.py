@@ -146,7 +146,7 @@ def test_what_makes_another_point(start, tmp_path, monkeypatch):
     assert key != again(finetune=FINETUNE | {"learning_rate": 1e-5})
     assert key != again(evaluation=EVALUATION | {"max_length": 16})
     assert key != again(dev_split="train")
-    monkeypatch.setitem(base.__dict__, "modules", base.modules | {"nblib.losses": "changed"})
+    monkeypatch.setitem(base.__dict__, "training", base.training | {"nblib.losses": "changed"})
     assert key != stages_of(point, base)[-1].key
     run_points([point], base, say=lambda _: None)
     said = []
@@ -155,6 +155,17 @@ def test_what_makes_another_point(start, tmp_path, monkeypatch):
         "0 of 1 points are done",
         "lambda 0.05, seed 7: anew, finetune: code changed: nblib.losses",
     ]
+
+
+def test_a_change_of_the_search_repeats_no_training(start, tmp_path, monkeypatch):
+    (point,), base = lambda_points([0.05], [7]), pareto(start, tmp_path)
+    training, search = (stage.key for stage in stages_of(point, base))
+    assert set(base.training) < set(base.searching)
+    assert {"nblib.losses", "nblib.objective", "nblib.sweep.stages"} < set(base.training)
+    assert {"nblib.retrieval", "nblib.systems"} < set(base.searching) - set(base.training)
+    monkeypatch.setitem(base.__dict__, "searching", base.searching | {"nblib.retrieval": "changed"})
+    changed = [stage.key for stage in stages_of(point, base)]
+    assert changed[0] == training and changed[1] != search
 
 
 def test_the_ablation_shares_what_variants_have_in_common(start, tmp_path):
