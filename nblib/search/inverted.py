@@ -1,13 +1,14 @@
 """Exact search over posting lists: in memory or on disk, one query or many, by threads.
 
 Q queries, N documents, V terms. A document is named by its row number. Memory of a search is that of the
-scores of one shard per thread, whatever the number of documents.
+scores of one shard per thread, whatever the number of documents; a thread keeps its array for the next one.
 """
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -236,9 +237,10 @@ def top_k(q_reps: csr_matrix, d_reps: csr_matrix, k: int, threads: int = 1) -> H
 def _in_threads(run: Callable, jobs: range, threads: int) -> Iterator[int]:
     if threads == 1 or len(jobs) < 2:
         return map(run, jobs)
-    return _pooled(run, jobs, min(threads, len(jobs)))
+    return _pool(min(threads, len(jobs))).map(run, jobs)
 
 
-def _pooled(run: Callable, jobs: range, threads: int) -> Iterator[int]:
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(run, jobs)
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Keep threads between searches: to start some takes as long as dozens of queries on a small index."""
+    return ThreadPoolExecutor(threads, "search")
