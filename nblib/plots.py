@@ -22,7 +22,10 @@ SYSTEM_STYLE = {
     "bm25": ("#555555", "s"), "bm25-tokens": ("#999999", "s"), "dense": ("#8c6bb1", "D"),
     "idf-bag": ("#a6761d", "^"), "pretrained": ("#6baed6", "o"), "finetuned": ("#d94801", "o"),
 }  # fmt: skip
-OTHER_COLOURS = ("#1b9e77", "#e7298a", "#66a61e", "#1f78b4", "#e6ab02", "#00a5cf", "#5e3c99")
+OTHER_COLOURS = (
+    "#1b9e77", "#e7298a", "#66a61e", "#1f78b4", "#e6ab02",
+    "#00a5cf", "#5e3c99", "#80b1d3", "#f781bf", "#543005",
+)  # fmt: skip
 OTHER_MARKERS = "vP*X"
 LOSS_PANELS = (
     ("mlm", "masked-LM loss"), ("mlm_accuracy", "masked-LM accuracy"),
