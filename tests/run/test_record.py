@@ -122,6 +122,6 @@ def test_search_has_a_table_of_its_own(tmp_path):
     speed, search, words = block(tmp_path, {"12_speed": {}}).split("\n\n")
     assert speed.splitlines()[2:] == ["| idf | passages | 2 | 1 | documents/s | 2 |  |  |"]
     assert search.splitlines()[2:] == [
-        "| a, 5 documents | 5 | 1 | 2 | 2.00 | 0.5 | 4.00 | 1,500 |  | 0.50 | 0.750 |"
+        "| a, 5 documents | 5 | 1 | 2 | 2.00 | 0.5 | 4.00 | 0.900 | 1,500 |  | 0.50 | 0.750 |"
     ]
     assert words.startswith("9 documents on disk: built in 1 s") and words.endswith("2.0 ms.\n")
