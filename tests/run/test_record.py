@@ -124,4 +124,4 @@ def test_search_has_a_table_of_its_own(tmp_path):
     assert search.splitlines()[2:] == [
         "| a, 5 documents | 5 | 1 | 2 | 2.00 | 0.5 | 4.00 | 0.900 | 1,500 |  | 0.50 | 0.750 |"
     ]
-    assert words.startswith("9 documents on disk: built in 1 s") and words.endswith("2.0 ms.\n")
+    assert words.startswith("9 documents on disk: built in 1 s") and words.endswith("2.0 ms a query.\n")
