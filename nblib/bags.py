@@ -32,15 +32,20 @@ def token_matrix(
         [N, V] float32 CSR.
     """
     vocab_size = vocab_size or len(tokenizer)
-    pieces = [texts[start : start + PIECE] for start in range(0, len(texts), PIECE)]
-    found = [_count(piece, tokenizer, max_length, vocab_size) for piece in pieces]
-    counts = sparse.vstack([sparse.csr_matrix((0, vocab_size), dtype=np.float32), *found], format="csr")
-    if not counted:
-        counts.data[:] = 1.0
-    return counts
+    found = [_distinct(texts[at : at + PIECE], tokenizer, max_length) for at in range(0, len(texts), PIECE)]
+    rows = list(chain.from_iterable(found))
+    starts = np.cumsum([0, *(len(ids) for ids, _ in rows)])
+    ids, counts = map(np.concatenate, zip((np.zeros(0, np.int32),) * 2, *rows, strict=True))
+    ordinary = np.ones(vocab_size, bool)
+    ordinary[tokenizer.all_special_ids] = False
+    kept = ordinary[ids]
+    before = np.concatenate([[0], np.cumsum(kept)])  # how many are kept before each
+    data = counts[kept].astype(np.float32) if counted else np.ones(before[-1], np.float32)
+    return sparse.csr_matrix((data, ids[kept], before[starts]), shape=(len(texts), vocab_size))
 
 
-def _count(texts: Sequence[str], tokenizer, max_length: int | None, vocab_size: int) -> sparse.csr_matrix:
+def _distinct(texts: Sequence[str], tokenizer, max_length: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Give the distinct ids of each text, ascending, and how often it holds them."""
     encoded = tokenizer(
         list(texts),
         truncation=max_length is not None,
@@ -50,13 +55,7 @@ def _count(texts: Sequence[str], tokenizer, max_length: int | None, vocab_size: 
         return_token_type_ids=False,
         verbose=False,
     )["input_ids"]
-    ids = np.fromiter(chain.from_iterable(encoded), np.int32)
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in encoded])])
-    counts = sparse.csr_matrix((np.ones(len(ids), np.float32), ids, starts), shape=(len(texts), vocab_size))
-    counts.data[np.isin(counts.indices, tokenizer.all_special_ids)] = 0.0
-    counts.sum_duplicates()  # sorts the ids too
-    counts.eliminate_zeros()
-    return counts
+    return [np.unique(np.asarray(ids, np.int32), return_counts=True) for ids in encoded]
 
 
 def query_matrix(
