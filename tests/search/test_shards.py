@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import weakref
 
 import numpy as np
 import pytest
@@ -45,6 +46,21 @@ def test_blocks_of_unlike_vocabulary_leave_the_old_index(folder):
         InvertedIndex.write(folder, [csr_matrix((3, 8)), csr_matrix((3, 9))])
     assert InvertedIndex.open(folder, verify=True).n_docs == 30
     assert [path.name for path in folder.parent.iterdir()] == ["index"]
+
+
+def test_a_block_is_let_go_before_the_next_is_made(tmp_path):
+    made = []
+
+    def blocks():
+        for seed in range(3):
+            assert all(block() is None for block in made)
+            block = random_reps(20, 8, 0.5, seed, True)
+            made.append(weakref.ref(block))
+            yield block
+            del block
+
+    InvertedIndex.write(tmp_path / "index", blocks())
+    assert len(made) == 3
 
 
 def test_a_build_that_dies_leaves_nothing(tmp_path):
