@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from nblib.backbones import load_tokenizer
-from nblib.idf import load_idf, query_side, query_weights_file, tokenizer_rules
+from nblib.idf import load_idf, tokenizer_rules
+from nblib.query_side import query_side, query_weights_file
 
 
 def check_model(system: str, folder: str | Path) -> None:

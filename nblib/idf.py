@@ -13,7 +13,7 @@ from scipy import sparse
 
 from nblib.data.formats import document_text, parse_document
 from nblib.data.lines import Checker, RowError, read_objects, with_gz
-from nblib.files import at_root, read_json, sha256_file, write_json, write_text
+from nblib.files import at_root, sha256_file, write_json, write_text
 from nblib.run.progress import report
 
 PIECE = 2_000  # documents tokenized in one go; more fill memory and are no faster
@@ -288,30 +288,3 @@ def load_idf(path: str | Path, tokenizer, default_idf: float = 1.0) -> np.ndarra
         raise ValueError(f"{path}: token {token!r} has weight {weights.get(token)}; want finite and >= 0")
     idf[tokenizer.all_special_ids] = 0.0
     return idf
-
-
-def query_side(model_folder: str | Path) -> str:
-    """Tell how a model of 03 or 04 was trained to read queries, see nblib.model.retriever."""
-    return read_json(Path(model_folder) / "sparse_config.json").get("query_side", "idf")
-
-
-def query_cut(model_folder: str | Path) -> int | None:
-    """Tell how many tokens of a query a model of 03 or 04 was trained to keep; None is all."""
-    return read_json(Path(model_folder) / "sparse_config.json").get("query_max_length") or None
-
-
-def query_weights_file(idf_path: str | Path, model_folder: str | Path) -> Path:
-    """Name the query weights that belong to a model: its own where it was trained with others than 02's.
-
-    Raises:
-        ValueError: the model was trained with weights of its own, and they are not in its folder.
-    """
-    own = Path(model_folder) / "idf.json"
-    if own.exists():
-        return own
-    if (side := query_side(model_folder)) in ("learned-idf", "binary"):
-        raise ValueError(
-            f"{model_folder} was trained with query_side {side}, but the idf.json that 04 wrote there is "
-            f"gone; {idf_path} is of another kind: copy the whole folder, or run 04_finetune again"
-        )
-    return Path(idf_path)

@@ -18,7 +18,8 @@ from nblib.bags import query_matrix, token_matrix
 from nblib.compatible import check_model, check_one_tokenizer, query_weights
 from nblib.encoded import Reps, cached
 from nblib.files import at_root, sha256_paths
-from nblib.idf import load_idf, query_cut
+from nblib.idf import load_idf
+from nblib.query_side import query_length
 from nblib.run.progress import report
 from nblib.search.bm25 import Bm25
 
@@ -123,7 +124,7 @@ def learned_sparse(
         d_reps, seconds = cached(cache, version, texts, encode)
         return d_reps, encode_queries, seconds
 
-    return System(name, index, tokenizer, idf, query_cut(folder))
+    return System(name, index, tokenizer, idf, query_length(folder))
 
 
 def _load_sparse(folder: str | Path, max_length: int, precision: str) -> Any:

@@ -8,9 +8,10 @@ import torch
 
 from nblib.experiment import load_eval_set
 from nblib.files import at_root, atomic_folder, read_json, sha256_paths, write_json
-from nblib.idf import load_idf, query_weights_file
+from nblib.idf import load_idf
 from nblib.model.encoder import CONFIG, NeuralSparseEncoder
 from nblib.model.pooling import Pooling
+from nblib.query_side import query_weights_file
 from nblib.run.keys import data_hashes
 from nblib.run.params import Neutral, marked
 from nblib.run.progress import report

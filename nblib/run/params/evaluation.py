@@ -42,9 +42,7 @@ class Variant(BaseModel):
     two_phase_expansion: Annotated[float, Field(ge=1)] = 5.0
     two_phase_window: Annotated[int, Field(ge=50)] = 10_000
     engine: Literal["exact", "seismic"] = "exact"
-    corpus_idf: Ratio = (
-        0.0  # share of the searched corpus's IDF in the query weights, the rest is the model's
-    )
+    corpus_idf: Ratio = 0.0  # share of the searched corpus's IDF in the query weights
     query_counts: bool = False  # a token that the query holds n times weighs n times its IDF
 
     @model_validator(mode="after")
