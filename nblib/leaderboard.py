@@ -11,7 +11,7 @@ from nblib.tables import dot3, pipe_table
 METRIC = "ndcg_at_10"
 ALPHA = 0.05
 GREY = "rgba(128,128,128,.4)"
-CELL = f"padding:4px 7px;border-bottom:1px solid {GREY};text-align:right;vertical-align:bottom;"
+CELL = f"padding:4px;border-bottom:1px solid {GREY};text-align:right;vertical-align:bottom;"
 MARK = "display:inline-block;width:.9em;padding-left:.2em;text-align:left"
 RULED, SMALL = f"border-top:2px solid {GREY};", "font-size:85%;"
 # Nailed to the left edge while the rest scrolls, over the page's own ground, light or dark.
