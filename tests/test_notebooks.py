@@ -1,6 +1,7 @@
 """The form of every notebook, without a kernel; and every layer of params/ against the typed models."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -65,6 +66,18 @@ def test_parameters_are_read_from_the_checked_model_only(path):
     for cell in code_cells(path):
         used = {n.id for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name)} & names
         assert not used or "parameters" in cell.metadata.get("tags", []), f"write P.{used}: {cell.source}"
+
+
+@each
+def test_every_import_from_nblib_exists(path):
+    """A name that moved must be found here, not after five minutes of a run."""
+    for cell in code_cells(path):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("nblib"):
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names):
+                    if not hasattr(module, name):
+                        importlib.import_module(f"{node.module}.{name}")
 
 
 @each
