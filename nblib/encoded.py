@@ -1,11 +1,12 @@
-"""Encoded corpora on disk, so that an interrupted evaluation does not encode them twice.
+"""Encoded corpora: kept on disk, so that an interrupted evaluation does not encode them twice; in blocks,
+so that the memory for one does not grow with it.
 
 N documents, V terms, H dimensions of a dense vector.
 """
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -15,6 +16,38 @@ from scipy.sparse import csr_matrix, issparse
 from nblib.files import atomic_file
 
 Reps = csr_matrix | np.ndarray  # [N, V] sparse or [N, H] dense
+
+
+class Blocks:
+    """Sparse documents [N, V] in blocks of consecutive ones; each is read when asked for, and not kept.
+
+    Args:
+        sizes: documents of each block.
+        read: number of a block -> its documents [size, V] CSR, the same at every call.
+    """
+
+    def __init__(self, sizes: list[int], read: Callable[[int], csr_matrix]) -> None:
+        self.sizes, self._read = sizes, read
+
+    @classmethod
+    def whole(cls, d_reps: csr_matrix) -> "Blocks":
+        """Take documents that are in memory as one block."""
+        return cls([d_reps.shape[0]], lambda _: d_reps)
+
+    def __iter__(self) -> Iterator[csr_matrix]:
+        return map(self._read, range(len(self.sizes)))
+
+    def row(self, number: int) -> csr_matrix:
+        """Read one document: [1, V]."""
+        for block, size in enumerate(self.sizes):
+            if number < size:
+                return self._read(block)[[number]]
+            number -= size
+        raise IndexError(f"there are {sum(self.sizes)} documents")
+
+    def map(self, change: Callable[[csr_matrix], csr_matrix]) -> "Blocks":
+        """Change every block when it is read."""
+        return Blocks(self.sizes, lambda block: change(self._read(block)))
 
 
 def cached(

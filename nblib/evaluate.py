@@ -1,4 +1,4 @@
-"""Metrics of a run, cost of sparse representations, TREC run files, rows of metrics.json.
+"""Metrics of a run, TREC run files, rows of metrics.json.
 
 Q queries, N documents, V vocabulary. A run is query id -> document id -> score; qrels are query id ->
 document id -> grade.
@@ -13,20 +13,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pytrec_eval
-from scipy.sparse import csr_matrix
 
+from nblib.cost import COST, count_postings, sparse_cost
 from nblib.files import atomic_file
 from nblib.search.exact import Run, to_run
 from nblib.search.inverted import top_k
 
 Qrels = dict[str, dict[str, int]]
-BYTES_PER_POSTING = 8  # a 4 byte document number and a 4 byte float weight, not compressed
 RELEVANCE = ("ndcg_at_10", "mrr_at_10", "map", "recall_at_10", "recall_at_100", "recall_at_1000")
-THREADS = (1, 2, 4)  # at which the rate of search is measured
-COST = (
-    "flops", "q_nnz", "d_nnz", "l1", "index_bytes", "build_s", "encode_docs_per_s", "query_ms_p50",
-    "query_ms_p99", *(f"queries_per_s_{n}" for n in THREADS),
-)  # fmt: skip
 RULES = ("top_k", "ignore_identical_ids")  # what the relevance was measured under
 COLUMNS = ("dataset", "split", "system", *RELEVANCE, *COST, *RULES, "n_queries", "n_docs")
 
@@ -87,43 +81,6 @@ def mean_scores(per_query: dict[str, dict[str, float]]) -> dict[str, float]:
     """Average each metric over the queries."""
     names = next(iter(per_query.values()))
     return {name: float(np.mean([values[name] for values in per_query.values()])) for name in names}
-
-
-def flops(q_reps: csr_matrix, d_reps: csr_matrix) -> float:
-    """Expected multiplications to score one query against one document with posting lists.
-
-    sum over t of P(t is in a query) * P(t is in a document), both counted, weights do not matter
-
-    Source: the metric of the SPLADE papers (arXiv:2107.05720); not the training loss of that name.
-
-    Args:
-        q_reps: [Q, V] CSR. d_reps: [N, V] CSR.
-
-    Raises:
-        ValueError: V differs, or a side is empty.
-    """
-    if q_reps.shape[1] != d_reps.shape[1] or not q_reps.shape[0] or not d_reps.shape[0]:
-        raise ValueError(f"want [Q, V] and [N, V] with Q, N > 0, got {q_reps.shape} and {d_reps.shape}")
-    in_query, in_document = ((r != 0).sum(axis=0) / r.shape[0] for r in (q_reps, d_reps))  # [V] each
-    return float(np.asarray(in_query).ravel() @ np.asarray(in_document).ravel())
-
-
-def sparse_cost(q_reps: csr_matrix, d_reps: csr_matrix) -> dict[str, float]:
-    """What an index of these representations costs.
-
-    Returns:
-        flops: see `flops`. q_nnz, d_nnz: mean non-zero terms of a query and of a document.
-        l1: mean sum of the absolute weights of a document.
-        index_bytes: 8 bytes for each non-zero weight of the documents (document number 4, float 4).
-    """
-    postings = int((d_reps != 0).sum())
-    return {
-        "flops": flops(q_reps, d_reps),
-        "q_nnz": float((q_reps != 0).sum() / q_reps.shape[0]),
-        "d_nnz": postings / d_reps.shape[0],
-        "l1": float(abs(d_reps).sum() / d_reps.shape[0]),
-        "index_bytes": BYTES_PER_POSTING * postings,
-    }
 
 
 def metrics_row(
@@ -206,7 +163,7 @@ def evaluate_model(
     d_reps = model.encode_documents(texts, batch_size=batch_size)  # [N, V]
     run = to_run(list(qrels), list(corpus), *top_k(q_reps, d_reps, k))
     means = mean_scores(score_run(qrels, run))
-    return {name: means[name] for name in RELEVANCE} | sparse_cost(q_reps, d_reps)
+    return {name: means[name] for name in RELEVANCE} | sparse_cost(q_reps, count_postings([d_reps]))
 
 
 def check_sparse(model: Any) -> None:

@@ -90,7 +90,7 @@ def _explain(data: Any, result: Any, tokenizer: Any, max_length: int, i: int) ->
         top = int(result.index[i, 0])
         own_row = token_matrix([data.texts[top]], tokenizer, max_length, q_row.shape[1])
         row |= {"doc_id": ranked[0], "text": data.texts[top], "score": float(result.scores[i, 0])}
-        row["matches"] = matched_terms(q_row, result.d_reps[[top]], tokenizer, own_row)
+        row["matches"] = matched_terms(q_row, result.d_reps.row(top), tokenizer, own_row)
         held = {match.token for match in row["matches"]}
     query_terms = matched_terms(q_row, q_row, tokenizer)
     row["missed"] = [(m.token, m.q) for m in query_terms if m.token not in held]

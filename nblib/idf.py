@@ -150,23 +150,21 @@ def compute_idf_weights(
     return weights
 
 
-def adapt_idf(idf: np.ndarray, texts: Iterable[str], tokenizer, share: float = 1.0) -> np.ndarray:
+def adapt_idf(idf: np.ndarray, df: np.ndarray, n_docs: int, share: float = 1.0) -> np.ndarray:
     """Weigh query tokens by the collection that is searched, in part or in whole.
 
-    (1 - share) idf + share idf of the texts; what they lack, and what weighs 0, keeps its weight.
+    (1 - share) idf + share idf of the collection; what it lacks, and what weighs 0, keeps its weight.
 
     Source: the paper's "per-dataset IDF" (arXiv 2411.04403, table 5) is share 1.
 
     Args:
         idf: [V] weights of the training corpus.
-        texts: documents of the collection.
-        tokenizer: of the weights.
+        df: [V] documents of the collection that hold each token. n_docs: N. Both of `count_df`.
         share: 0 to 1.
 
     Returns:
         [V] float32.
     """
-    df, n_docs = count_df(texts, tokenizer)
     own = bm25_idf(df, n_docs)
     return np.where((df > 0) & (idf > 0), (1 - share) * idf + share * own, idf).astype(np.float32)
 

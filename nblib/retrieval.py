@@ -7,15 +7,17 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse
+from scipy.sparse import issparse, vstack
 
 from nblib.bags import query_matrix
-from nblib.encoded import Reps
-from nblib.evaluate import THREADS, sparse_cost
-from nblib.idf import adapt_idf
+from nblib.cost import THREADS, count_postings, sparse_cost
+from nblib.encoded import Blocks, Reps
+from nblib.idf import adapt_idf, count_df
 from nblib.model.prune import prune_reps
 from nblib.run.progress import report
 from nblib.search.exact import top_k_dense
@@ -24,26 +26,23 @@ from nblib.search.inverted import InvertedIndex, TwoPhase
 from nblib.search.seismic import ApproximateIndex
 from nblib.systems import EncodeQueries, System
 
-Search = Callable[..., tuple[np.ndarray, np.ndarray]]
+Documents = Blocks | np.ndarray  # of a sparse system [N, V], of a dense one [N, H]
+CountDf = Callable[[], tuple[np.ndarray, int]]  # what count_df gives for the searched corpus
 TIMED_QUERIES = 200
 PASSES = 3  # over the timed queries; the best counts: a busy moment is not a slow engine
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a system found, and at what cost (columns `nblib.evaluate.COST`)."""
+    """What a system found, and at what cost (columns `nblib.cost.COST`)."""
 
     name: str
     index: np.ndarray  # [Q, k] document numbers, -1 = no hit
     scores: np.ndarray  # [Q, k]
     q_reps: Reps | None  # None for a hybrid, which has no reps of its own
-    d_reps: Reps | None
+    d_reps: Documents | None
+    d_nnz: np.ndarray | None  # [N] non-zero terms of each document; None for a system without terms
     cost: dict[str, Any]
-
-    @property
-    def d_nnz(self) -> np.ndarray | None:
-        """[N] non-zero terms of each document; None for a system without terms."""
-        return np.asarray((self.d_reps != 0).sum(axis=1)).ravel() if issparse(self.d_reps) else None
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Entry:
     """An encoded corpus with an engine over it, ready for queries."""
 
     name: str
-    d_reps: Reps
+    d_reps: Documents
     encode_queries: EncodeQueries
     engine: Any  # InvertedIndex, ApproximateIndex or DenseProduct
     cost: dict[str, Any]  # of encoding and building
@@ -61,6 +60,19 @@ class Entry:
         """Search encoded queries: index [Q, k], scores [Q, k]."""
         options = {"two_phase": self.two_phase} if self.two_phase else {}
         return self.engine.search(q_reps, k, threads=threads, progress=progress, **options)
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Where the index of a large corpus lies, and how much of it is in memory while it is built.
+
+    folder: one index for each name of a system or variant; the next corpus takes its place.
+    shard_docs: documents that are encoded and indexed together; 0 = all. A corpus of no more stays in memory,
+        and so does a system whose documents depend on each other (BM25), or that has no index (dense).
+    """
+
+    folder: Path
+    shard_docs: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ def search_all(
     variants: Mapping[str, Any] | None = None,
     hybrids: Mapping[str, list[str]] | None = None,
     timed_queries: int = TIMED_QUERIES,
+    on_disk: OnDisk | None = None,
 ) -> Iterator[Result]:
     """Search a corpus with every system, each followed by its variants; then fuse the hybrids.
 
@@ -94,24 +107,34 @@ def search_all(
         variants: name -> options, see `nblib.run.params.Variant`.
         hybrids: name -> names of systems and variants, fused by their ranks.
         timed_queries: see `measure`.
+        on_disk: for large corpora; None keeps every index in memory.
 
     Raises:
         ValueError: no documents or no queries.
     """
     found: dict[str, np.ndarray] = {}
     for system in systems:
-        entry = enter(system, texts)
         own = {name: options for name, options in (variants or {}).items() if options.of == system.name}
-        for one in [entry, *(vary(entry, n, options, system, texts) for n, options in own.items())]:
-            result = measure(one, queries, k, timed_queries)
+        for entry in _entries(system, texts, own, on_disk):
+            result = measure(entry, queries, k, timed_queries)
             found[result.name] = result.index
             yield result
     for name, parts in (hybrids or {}).items():
         index, scores = reciprocal_rank_fusion([found[part] for part in parts], k)
-        yield Result(name, index, scores, None, None, {})
+        yield Result(name, index, scores, None, None, None, {})
 
 
-def enter(system: System, texts: list[str]) -> Entry:
+def _entries(
+    system: System, texts: list[str], variants: Mapping[str, Any], on_disk: OnDisk | None
+) -> Iterator[Entry]:
+    entry = enter(system, texts, on_disk)
+    yield entry
+    count = cache(lambda: count_df(texts, system.tokenizer))  # once for all variants, and only if one asks
+    for name, options in variants.items():
+        yield vary(entry, name, options, system, count, on_disk)
+
+
+def enter(system: System, texts: list[str], on_disk: OnDisk | None = None) -> Entry:
     """Encode a corpus and build the system's exact engine over it.
 
     Raises:
@@ -119,18 +142,37 @@ def enter(system: System, texts: list[str]) -> Entry:
     """
     if not texts:
         raise ValueError(f"{system.name}: 0 documents; at least one is needed")
-    d_reps, encode_queries, seconds = system.index(texts)
-    engine, cost = build(d_reps)
+    d_reps, encode_queries, seconds = _encode(system, texts, on_disk)
+    engine, cost = build(system.name, d_reps, "exact", on_disk)
     cost["encode_docs_per_s"] = len(texts) / max(seconds, 1e-9)
     return Entry(system.name, d_reps, encode_queries, engine, cost)
 
 
-def build(d_reps: Reps, engine: str = "exact") -> tuple[Any, dict[str, float]]:
+def _encode(
+    system: System, texts: list[str], on_disk: OnDisk | None
+) -> tuple[Documents, EncodeQueries, float]:
+    size = (on_disk.shard_docs if on_disk and system.by_blocks else 0) or len(texts)
+    parts = [texts[at : at + size] for at in range(0, len(texts), size)]
+    if len(parts) == 1:
+        d_reps, encode_queries, seconds = system.index(texts)
+        return Blocks.whole(d_reps) if issparse(d_reps) else d_reps, encode_queries, seconds
+    seconds = 0.0
+    for part in parts:  # now, so that the index is timed alone; what is read later comes from the cache
+        _, encode_queries, spent = system.index(part)
+        seconds += spent
+    return Blocks([len(part) for part in parts], lambda i: system.index(parts[i])[0]), encode_queries, seconds
+
+
+def build(
+    name: str, d_reps: Documents, engine: str = "exact", on_disk: OnDisk | None = None
+) -> tuple[Any, dict[str, float]]:
     """Build a search engine over encoded documents.
 
     Args:
-        d_reps: [N, V] or [N, H].
-        engine: "exact" or "seismic"; dense vectors have one engine only.
+        name: of the system or variant, and of its folder on disk.
+        d_reps: see Documents; several blocks become an index on disk.
+        engine: "exact", or "seismic", which is always in memory; dense vectors have one engine only.
+        on_disk: needed for several blocks.
 
     Returns:
         The engine, and {"build_s": seconds in one thread}; a dense product is not built and has none.
@@ -138,31 +180,38 @@ def build(d_reps: Reps, engine: str = "exact") -> tuple[Any, dict[str, float]]:
     Raises:
         ImportError: the package of Seismic is not there.
     """
-    if not issparse(d_reps):
+    if not isinstance(d_reps, Blocks):
         return DenseProduct(d_reps), {}
-    make = {"exact": InvertedIndex.from_csr, "seismic": ApproximateIndex}[engine]
     start = time.perf_counter()
-    index = make(d_reps)
+    if engine == "exact" and on_disk and len(d_reps.sizes) > 1:
+        index = InvertedIndex.write(on_disk.folder / name, d_reps)
+    else:
+        make = {"exact": InvertedIndex.from_csr, "seismic": ApproximateIndex}[engine]
+        index = make(vstack(list(d_reps), "csr") if len(d_reps.sizes) > 1 else next(iter(d_reps)))
     return index, {"build_s": time.perf_counter() - start}
 
 
-def vary(entry: Entry, name: str, options: Any, system: System, texts: list[str]) -> Entry:
+def vary(
+    entry: Entry, name: str, options: Any, system: System, count: CountDf, on_disk: OnDisk | None = None
+) -> Entry:
     """Change how an entry is searched: prune queries or documents, two phases, other weights, another engine.
 
     Args:
         entry: of a sparse system, with the exact engine.
         name: of the variant.
         options: `nblib.run.params.Variant`.
-        system, texts: of the entry; corpus_idf counts these documents by the system's tokenizer.
+        system: of the entry.
+        count: counts the entry's corpus by the system's tokenizer, for corpus_idf.
+        on_disk: as for the entry.
 
     Raises:
         ValueError: corpus_idf or query_counts of a system whose queries pass through its encoder.
     """
     d_reps, engine, cost = entry.d_reps, entry.engine, entry.cost
     if options.doc_max_ratio or options.doc_top_k:
-        d_reps = prune_reps(d_reps, options.doc_max_ratio, options.doc_top_k)
+        d_reps = d_reps.map(lambda block: prune_reps(block, options.doc_max_ratio, options.doc_top_k))
     if d_reps is not entry.d_reps or options.engine != "exact":
-        engine, built = build(d_reps, options.engine)
+        engine, built = build(name, d_reps, options.engine, on_disk)
         cost = cost | built
     two_phase = None
     if options.two_phase:
@@ -171,19 +220,19 @@ def vary(entry: Entry, name: str, options: Any, system: System, texts: list[str]
 
     encode_queries = entry.encode_queries
     if options.corpus_idf or options.query_counts:
-        encode_queries = _other_bags(system, texts, options.corpus_idf, options.query_counts)
+        encode_queries = _other_bags(system, count, options.corpus_idf, options.query_counts)
     if options.query_max_ratio or options.query_top_k:
         keep, whole = (options.query_max_ratio, options.query_top_k), encode_queries
         encode_queries = lambda queries: prune_reps(whole(queries), *keep)  # noqa: E731
     return Entry(name, d_reps, encode_queries, engine, cost, two_phase)
 
 
-def _other_bags(system: System, texts: list[str], share: float, counted: bool) -> EncodeQueries:
+def _other_bags(system: System, count: CountDf, share: float, counted: bool) -> EncodeQueries:
     if system.idf is None:
         raise ValueError(
             f"corpus_idf or query_counts of {system.name!r}: its queries are no bags of tokens; leave it out"
         )
-    idf = adapt_idf(system.idf, texts, system.tokenizer, share) if share else system.idf
+    idf = adapt_idf(system.idf, *count(), share) if share else system.idf
     return lambda queries: query_matrix(queries, system.tokenizer, idf, system.query_length, counted)
 
 
@@ -203,11 +252,12 @@ def measure(entry: Entry, queries: list[str], k: int, timed_queries: int = TIMED
     q_reps = entry.encode_queries(queries)
     tick = lambda done, total: report(f"{entry.name}: search", done, total)  # noqa: E731
     index, scores = entry.search(q_reps, k, os.cpu_count() or 1, tick)
-    cost = entry.cost | (sparse_cost(q_reps, entry.d_reps) if issparse(entry.d_reps) else {})
-    cost |= _latency(entry, queries[:timed_queries], k)
-    if "build_s" in cost:
-        cost |= _rates(entry, q_reps[:timed_queries], k)
-    return Result(entry.name, index, scores, q_reps, entry.d_reps, cost)
+    cost, d_nnz = entry.cost | _latency(entry, queries[:timed_queries], k), None
+    if isinstance(entry.d_reps, Blocks):
+        documents = count_postings(entry.d_reps)
+        cost |= sparse_cost(q_reps, documents) | _rates(entry, q_reps[:timed_queries], k)
+        d_nnz = documents.nnz
+    return Result(entry.name, index, scores, q_reps, entry.d_reps, d_nnz, cost)
 
 
 def _latency(entry: Entry, queries: list[str], k: int) -> dict[str, float]:

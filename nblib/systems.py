@@ -53,6 +53,7 @@ class System:
     tokenizer: Any = None  # names the V terms; None if they are not a tokenizer's
     idf: np.ndarray | None = None  # [V] if its queries are bags of that tokenizer's tokens, so weighted
     query_length: int | None = None  # tokens kept of a query; None = all
+    by_blocks: bool = False  # a document's reps depend on it alone, so any part of a corpus can be encoded
 
 
 def bm25(analyzer: str | Callable[[str], list[str]], name: str = "bm25") -> System:
@@ -86,7 +87,7 @@ def idf_bag(tokenizer: Any, idf: np.ndarray, max_length: int) -> System:
         d_reps = token_matrix(texts, tokenizer, max_length)
         return d_reps, lambda queries: query_matrix(queries, tokenizer, idf), time.perf_counter() - start
 
-    return System("idf-bag", index, tokenizer, idf)
+    return System("idf-bag", index, tokenizer, idf, by_blocks=True)
 
 
 def learned_sparse(
@@ -124,7 +125,7 @@ def learned_sparse(
         d_reps, seconds = cached(cache, version, texts, encode)
         return d_reps, encode_queries, seconds
 
-    return System(name, index, tokenizer, idf, query_length(folder))
+    return System(name, index, tokenizer, idf, query_length(folder), by_blocks=True)
 
 
 def _load_sparse(folder: str | Path, max_length: int, precision: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from nblib.evaluate import THREADS
+from nblib.cost import THREADS
 from nblib.files import write_text
 
 RELEVANCE_HEADS = {

@@ -7,18 +7,15 @@ import beir.retrieval.evaluation
 import numpy as np
 import pytest
 from beir.retrieval.evaluation import EvaluateRetrieval
-from scipy.sparse import csr_array, csr_matrix
 
 from nblib.evaluate import (
     COLUMNS,
     RELEVANCE,
     evaluate_model,
-    flops,
     mean_scores,
     metrics_row,
     read_trec,
     score_run,
-    sparse_cost,
     write_trec,
 )
 from nblib.experiment import load_eval_set
@@ -151,32 +148,6 @@ def test_bm25_on_scifact_equals_brute_force_beir_and_the_published_figure(monkey
 def test_runs_that_cannot_be_measured_are_refused(qrels, run, words):
     with pytest.raises(ValueError, match=words):
         score_run(qrels, run)
-
-
-def test_flops_by_hand():
-    q = csr_matrix(np.array([[1.0, 0.5, 0], [2.0, 0, 0]]))  # P in query: 1, 1/2, 0
-    d = csr_matrix(np.array([[1.0, 1, 1], [0, 9, 1], [0, 0, 1], [0, 0, 1]]))  # P in document: 1/4, 1/2, 1
-    assert flops(q, d) == pytest.approx(1 * 0.25 + 0.5 * 0.5)
-    assert flops(q * 100, d * 0.01) == flops(q, d)  # weights do not matter
-    assert flops(csr_array(q), csr_array(d)) == flops(q, d)
-
-
-def test_flops_is_the_mean_number_of_shared_terms():
-    rng = np.random.default_rng(1)
-    q, d = (csr_matrix(rng.random((n, 30)) < 0.2, dtype=np.float32) for n in (7, 11))
-    assert flops(q, d) == pytest.approx((q @ d.T).toarray().mean(), rel=1e-6)
-
-
-def test_stored_zeros_cost_nothing():
-    d = csr_matrix(np.array([[1.0, 2.0], [3.0, 4.0]]))
-    d.data[1] = 0.0
-    cost = sparse_cost(csr_matrix(np.array([[1.0, 1.0]])), d)
-    assert cost == {"flops": 1.5, "q_nnz": 2.0, "d_nnz": 1.5, "l1": 4.0, "index_bytes": 24}
-
-
-def test_flops_needs_one_vocabulary():
-    with pytest.raises(ValueError, match="Q, N > 0"):
-        flops(csr_matrix((1, 2)), csr_matrix((1, 3)))
 
 
 RULES = {"top_k": 100, "ignore_identical_ids": False}

@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 
 from nblib.backbones import EMBEDDED, load_tokenizer
 from nblib.bags import query_matrix, token_matrix
+from nblib.encoded import Blocks
 from nblib.explain import (
     Match,
     clean_token,
@@ -87,7 +88,7 @@ def rows(tokenizer):
     idf[tokenizer.all_special_ids] = 0
     q_reps = query_matrix(data.queries, tokenizer, idf)
     index, scores = top_k(q_reps, d_reps, 3)
-    result = SimpleNamespace(q_reps=q_reps, d_reps=d_reps, index=index, scores=scores)
+    result = SimpleNamespace(q_reps=q_reps, d_reps=Blocks.whole(d_reps), index=index, scores=scores)
     return explain_queries(data, result, tokenizer, max_length=32, n=10)
 
 

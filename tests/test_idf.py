@@ -119,7 +119,9 @@ def test_a_byte_of_a_letter_is_no_sign():
 def test_weights_adapted_to_a_collection(tok):
     weights = np.full(len(tok), 2.0, np.float32)
     weights[tok.convert_tokens_to_ids([",", "[CLS]"])] = 0.0
-    half, whole = (idf.adapt_idf(weights, ["cat, dog", "dog,"], tok, share) for share in (0.5, 1.0))
+    half, whole = (
+        idf.adapt_idf(weights, *idf.count_df(["cat, dog", "dog,"], tok), share) for share in (0.5, 1.0)
+    )
     cat, dog, zebra, comma = tok.convert_tokens_to_ids(["cat", "dog", "zebra", ","])
     own = {cat: math.log(1 + 1.5 / 1.5), dog: math.log(1 + 0.5 / 2.5)}
     for token, value in own.items():

@@ -7,7 +7,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from nblib import retrieval
-from nblib.evaluate import COST
+from nblib.cost import COST
+from nblib.encoded import cached
 from nblib.idf import compute_idf_weights, count_df
 from nblib.run.params import Variant
 from nblib.search.inverted import TwoPhase
@@ -28,6 +29,10 @@ def made_up(encoded=None):
         return D, lambda queries: Q[[int(q) for q in queries]], 0.5
 
     return System("finetuned", index)
+
+
+def not_counted():
+    raise AssertionError("no variant asked for the corpus's IDF")
 
 
 def search(variants=None, hybrids=None, systems=None, k=5):
@@ -79,7 +84,7 @@ def test_two_phase_finds_by_heavy_terms_and_ranks_by_all():
         "mine",
         Variant(of="finetuned", two_phase=True, two_phase_ratio=0.9, two_phase_window=50),
         made_up(),
-        TEXTS,
+        not_counted,
     )
     assert given.two_phase == TwoPhase(0.9, 5.0, 50)
 
@@ -95,8 +100,8 @@ def test_seismic_searches_the_same_documents():
 def test_documents_are_encoded_once_and_an_index_serves_all_that_share_its_documents():
     encoded = []
     entry = retrieval.enter(made_up(encoded), TEXTS)
-    light = retrieval.vary(entry, "q", Variant(of="finetuned", query_top_k=1), made_up(), TEXTS)
-    pruned = retrieval.vary(entry, "d", Variant(of="finetuned", doc_top_k=1), made_up(), TEXTS)
+    light = retrieval.vary(entry, "q", Variant(of="finetuned", query_top_k=1), made_up(), not_counted)
+    pruned = retrieval.vary(entry, "d", Variant(of="finetuned", doc_top_k=1), made_up(), not_counted)
     assert light.engine is entry.engine and pruned.engine is not entry.engine
     encoded.clear()
     variants = {f"v{i}": Variant(of="finetuned", doc_top_k=i) for i in (1, 2, 3)}
@@ -136,6 +141,60 @@ def test_threads_give_the_same_hits():
     one, four = (entry.search(q_reps, 30, threads) for threads in (1, 4))
     for a, b in zip(one, four, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_index_on_disk_finds_the_same_at_the_same_cost(trained, tmp_path):
+    texts = [f"{text} {number % 7}" for number, text in enumerate(TEXTS * 5)]
+    names = ["bm25", "dense", "idf-bag", "finetuned"]
+    variants = {
+        "pruned": Variant(of="finetuned", doc_top_k=5),
+        "two": Variant(of="finetuned", two_phase=True),
+        "own": Variant(of="idf-bag", corpus_idf=1.0),
+    }
+    in_memory, on_disk = (
+        {r.name: r for r in retrieval.search_all(
+            all_systems(trained, tmp_path, names), texts, QUERIES, 9, variants, on_disk=where
+        )}
+        for where in (None, retrieval.OnDisk(tmp_path / "index", 10))
+    )  # fmt: skip
+    for name, want in in_memory.items():
+        got = on_disk[name]
+        np.testing.assert_array_equal(got.index, want.index, err_msg=name)
+        np.testing.assert_allclose(got.scores, want.scores, rtol=1e-6, err_msg=name)
+        measured = {c for c in want.cost if not c.endswith(("_s", "_1", "_2", "_4")) and "_ms_" not in c}
+        assert {c: got.cost[c] for c in measured} == pytest.approx({c: want.cost[c] for c in measured})
+        assert name == "dense" or got.d_nnz.tolist() == want.d_nnz.tolist()
+    for number in (0, 9, 10, 24):
+        rows = [found["finetuned"].d_reps.row(number) for found in (in_memory, on_disk)]
+        np.testing.assert_allclose(*(row.toarray() for row in rows), rtol=1e-5)
+    held = {folder.name: len(list(folder.glob("*.indptr.npy"))) for folder in (tmp_path / "index").iterdir()}
+    assert held == {"idf-bag": 3, "finetuned": 3, "pruned": 3}, "others need no index of their own"
+
+
+def test_blocks_of_a_corpus_are_encoded_once(tmp_path):
+    encoded = []
+
+    def index(texts):
+        d_reps, seconds = cached(
+            tmp_path / "reps", ["v"], texts, lambda t: encoded.append(len(t)) or D[: len(t)]
+        )
+        return d_reps, lambda queries: Q[[int(q) for q in queries]], seconds
+
+    system = System("finetuned", index, by_blocks=True)
+    where = retrieval.OnDisk(tmp_path / "index", 2)
+    variants = {"pruned": Variant(of="finetuned", doc_top_k=1)}
+    for _ in range(2):  # the second time as after a kill
+        list(retrieval.search_all([system], TEXTS, ["0", "1"], 3, variants, on_disk=where))
+    assert encoded == [2, 2, 1]
+
+
+def test_the_corpus_is_counted_once_for_all_variants(trained, tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(retrieval, "count_df", lambda *given: counted.append(1) or count_df(*given))
+    (system,) = all_systems(trained, tmp_path, ["idf-bag"])
+    variants = {f"v{share}": Variant(of="idf-bag", corpus_idf=share) for share in (0.3, 0.7)}
+    list(retrieval.search_all([system], TEXTS, QUERIES, 3, variants))
+    assert counted == [1]
 
 
 def test_empty_input_is_refused():

@@ -9,8 +9,8 @@ from scipy.sparse import issparse
 
 from nblib import systems
 from nblib.backbones import load_tokenizer
+from nblib.cost import COST
 from nblib.encoded import cached
-from nblib.evaluate import COST
 from nblib.experiment import load_eval_set, load_eval_sets
 from nblib.files import at_root
 from nblib.idf import load_idf

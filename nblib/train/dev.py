@@ -3,7 +3,8 @@
 import numpy as np
 from scipy import sparse
 
-from nblib.evaluate import mean_scores, score_run, sparse_cost
+from nblib.cost import count_postings, sparse_cost
+from nblib.evaluate import mean_scores, score_run
 from nblib.experiment import EvalSet
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.retriever import SparseRetriever
@@ -39,7 +40,7 @@ class DevSearch:
         index, scores = top_k(q_reps, d_reps, DEV_K)
         run = to_run(self.data.query_ids, self.data.doc_ids, index, scores)
         found = mean_scores(score_run(self.data.qrels, run, k_values=(10,)))
-        cost = sparse_cost(q_reps, d_reps)
+        cost = sparse_cost(q_reps, count_postings([d_reps]))
         loss = contrastive_loss(scores, index, self._positive_scores(q_reps, d_reps))
         measured = {name: found[name] for name in ("ndcg_at_10", "mrr_at_10")} | {"loss": loss}
         return measured | {name: cost[name] for name in ("flops", "d_nnz")}

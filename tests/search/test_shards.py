@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import tracemalloc
 import weakref
 
 import numpy as np
@@ -61,6 +62,19 @@ def test_a_block_is_let_go_before_the_next_is_made(tmp_path):
 
     InvertedIndex.write(tmp_path / "index", blocks())
     assert len(made) == 3
+
+
+def test_memory_of_a_build_is_that_of_a_shard(tmp_path):
+    def peak(shards):
+        tracemalloc.start()
+        InvertedIndex.write(tmp_path / "index", (random_reps(2000, 500, 0.1, i, True) for i in range(shards)))
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return held
+
+    peak(1)  # what is imported and compiled at the first use counts for neither
+    few, many = peak(2), peak(12)
+    assert many < 1.1 * few and few > 8 * 2000 * 500 * 0.1, "postings of one shard take 8 bytes each"
 
 
 def test_a_build_that_dies_leaves_nothing(tmp_path):
