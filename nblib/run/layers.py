@@ -167,18 +167,20 @@ def assign_overrides(
     project: Project, selected: list[str], overrides: list[str]
 ) -> dict[str, dict[str, tuple[Any, str]]]:
     """Give each -p to the selected notebooks that have its key, and to those that a selected one holds as a
-    recipe. Raises BadRequest if none has it.
+    recipe. A folder may be named without its `_dir`. Raises BadRequest if none has the key.
     """
     reached = with_recipes(project, selected)
     given: dict[str, dict[str, tuple[Any, str]]] = {name: {} for name in reached}
     for text in overrides:
         notebook, key, value = parse_override(text)
         scope = [pick(reached, notebook)] if notebook else reached
+        known = {f for name in scope for f in project.models[name].model_fields}
+        if key not in known and f"{key}_dir" in known:
+            key += "_dir"  # `-p model=FOLDER` is clear enough
         takers = [name for name in scope if key in project.models[name].model_fields]
         if not takers:
             elsewhere = [n for n, m in project.models.items() if key in m.model_fields and n not in scope]
-            known = sorted({f for name in scope for f in project.models[name].model_fields})
-            cure = f"only {', '.join(elsewhere)} has it" if elsewhere else hint(key, known)
+            cure = f"only {', '.join(elsewhere)} has it" if elsewhere else hint(key, sorted(known))
             raise BadRequest(f"-p {text}: unknown parameter {key} of {', '.join(scope)}; {cure}")
         for name in takers:
             given[name][key] = (value, f"-p {text}")

@@ -71,12 +71,24 @@ def knee(flops: list[float], relevance: list[float]) -> int | None:
     return kept[best] if above[best] > 1e-9 else None
 
 
-def curve_table(rows: list[dict[str, Any]], references: list[dict[str, Any]]) -> pd.DataFrame:
+def diverged(lambdas: list[float], results: list[Result]) -> dict[float, str]:
+    """Say of each lambda which seeds have no result since their training diverged; "" = none."""
+    lost = {value: [] for value in lambdas}
+    for result in results:
+        if result["diverged"]:
+            lost[float(result["point"].removeprefix("lambda "))].append(str(result["seed"]))
+    return {value: f"diverged: seed {', '.join(seeds)}" if seeds else "" for value, seeds in lost.items()}
+
+
+def curve_table(
+    rows: list[dict[str, Any]], references: list[dict[str, Any]], lost: dict[float, str]
+) -> pd.DataFrame:
     """Lay a curve out for reading, the systems without training below it.
 
     Args:
         rows: of `curve`.
         references: of reference_means.
+        lost: of `diverged`; a lambda without any result gets a line, too.
     """
     lines = [
         {
@@ -87,9 +99,15 @@ def curve_table(rows: list[dict[str, Any]], references: list[dict[str, Any]]) ->
             "nDCG@10 dev": f"{row['dev_ndcg_at_10']:.3f}",
             "nDCG@10 test": f"{row['ndcg_at_10']:.3f}",
             "smallest to largest seed": f"{row['ndcg_at_10_low']:.3f} to {row['ndcg_at_10_high']:.3f}",
-            "": "knee" if row["knee"] else "",
+            "": "; ".join(filter(None, ["knee" if row["knee"] else "", lost[row["lambda"]]])),
         }
         for row in rows
+    ]
+    held = {row["lambda"] for row in rows}
+    lines += [
+        {"lambda": f"{value:g}", "seeds": "0", "": said}
+        for value, said in lost.items()
+        if said and value not in held
     ]
     lines += [
         {

@@ -302,6 +302,40 @@ def test_mr_tydi_in_its_layout_and_a_second_place_for_it(tmp_path, home):
     assert open_collection("mrtydi-ko", "test", say=print) == beir
 
 
+def test_miracl_in_its_layout_and_a_second_place_for_it(home):
+    dev = {"dev": judged(FOLDER.qrels["dev"])}
+    first = hub_folder(
+        home / "hub" / "mteb" / "MIRACLRetrieval",
+        {
+            "ko-corpus": {"dev": texts(FOLDER.corpus)},
+            "ko-queries": {"dev": texts(FOLDER.queries)},
+            "ko-qrels": dev,
+            "ja-corpus": {"dev": texts({"x": {"title": "", "text": "another language"}})},
+        },
+    )
+    said: list[str] = []
+    beir = open_collection("miracl-ko", "test", say=said.append)
+    assert (beir.corpus, beir.queries) == (FOLDER.corpus, FOLDER.queries)
+    assert beir.qrels == {"dev": FOLDER.qrels["dev"]} and "its split 'dev' is measured" in said[0]
+    (first / "ko-queries" / "dev.parquet").unlink()
+    second = {"corpus": {"corpus": texts(FOLDER.corpus)}, "queries": {"queries": texts(FOLDER.queries)}}
+    hub_folder(home / "hub" / "taeminlee" / "Ko-miracl", second | {"default": dev})
+    assert open_collection("miracl-ko", say=print) == beir
+
+
+def test_msmarco_dev_and_trec_dl_are_two_splits_of_one_folder(home):
+    tables = {"corpus": {"corpus": texts(FOLDER.corpus)}, "queries": {"queries": texts(FOLDER.queries)}}
+    parts = {split: judged(FOLDER.qrels[split]) for split in ("train", "dev", "test")}
+    hub_folder(home / "hub" / "mteb" / "msmarco", tables | {"default": parts})
+    for name, split in (("msmarco-dev", "dev"), ("trec-dl19", "test")):
+        said: list[str] = []
+        beir = open_collection(name, "test", say=said.append)
+        assert beir.qrels == {split: FOLDER.qrels[split]} and beir.corpus == FOLDER.corpus
+        assert said[-1] == f"{name}: it has 40 documents, not the 8,841,823 that are published"
+    with pytest.raises(DataError, match="no split 'train'"):
+        open_collection("msmarco-dev", "train", say=print)
+
+
 def test_a_split_may_have_a_corpus_of_its_own(home):
     half = dict(list(FOLDER.corpus.items())[:20])
     tables = {

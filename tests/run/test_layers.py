@@ -2,6 +2,7 @@ from typing import Annotated, Any
 
 import pytest
 
+from nblib.files import at_root
 from nblib.run.keys import read_cells
 from nblib.run.layers import BadRequest, Project, resolve
 from nblib.run.params import NotebookParams, Recipe
@@ -57,6 +58,13 @@ def test_an_override_reaches_all_who_have_it_or_one(folder):
     assert (all_steps["01_make"].params["seed"], all_steps["02_train"].params["seed"]) == (7, 7)
     assert all_steps["02_train"].params["num_steps"] == 9
     assert (all_steps["01_make"].params["words"], all_steps["01_make"].params["source"]) == (["x", "y"], "")
+
+
+def test_a_folder_may_be_named_without_dir(folder):
+    for given in (folder / "notebooks", "notebooks"):  # absolute, and from the repository
+        upstream = steps(folder, f"make={given}")["02_train"].upstream
+        assert upstream == {"make_dir": at_root(given)}
+    assert "unknown parameter seed_dir" in refusal(folder, "seed_dir=x")
 
 
 def test_typos_are_refused_with_a_guess(folder):

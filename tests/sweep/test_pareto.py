@@ -2,7 +2,7 @@
 
 import pytest
 
-from nblib.sweep.pareto import curve, curve_table, knee, lambda_points, reference_means
+from nblib.sweep.pareto import curve, curve_table, diverged, knee, lambda_points, reference_means
 
 
 def row(role, ndcg, flops, dataset="a", system="finetuned"):
@@ -38,6 +38,7 @@ def test_curve_averages_sets_and_seeds_and_chooses_on_dev():
         result(0.01, 1, 0.40, 0.45, 1.0),
         result(0.001, 1, 0.60, 0.50, 10.0),
         result(9.0, 1, None, None, None),  # diverged
+        result(0.01, 2, None, None, None),
     ]
     results[2]["rows"].append(row("test", 0.50, 3.0, "b"))  # a second set
     rows = curve([0.1, 0.01, 0.001, 9.0, 5.0], results)
@@ -57,9 +58,10 @@ def test_curve_averages_sets_and_seeds_and_chooses_on_dev():
         [row("test", 0.4, 0.7, s, "bm25") for s in "ab"] + [row("dev", 0.3, 0.5, "c", "bm25")]
     )
     assert (bm25["system"], bm25["ndcg_at_10"], bm25["dev_ndcg_at_10"]) == ("bm25", 0.4, 0.3)
-    table = curve_table(rows, [bm25])
-    assert list(table["lambda"]) == ["0.1", "0.01", "0.001", "bm25"]
-    assert list(table[""]) == ["", "knee", "", ""] and list(table["seeds"]) == ["2", "1", "1", ""]
+    table = curve_table(rows, [bm25], diverged([0.1, 0.01, 0.001, 9.0, 5.0], results))
+    assert list(table["lambda"]) == ["0.1", "0.01", "0.001", "9", "bm25"]
+    assert list(table[""]) == ["", "knee; diverged: seed 2", "", "diverged: seed 1", ""]
+    assert list(table["seeds"]) == ["2", "1", "1", "0", ""]
 
 
 def test_nothing_done_yet():
