@@ -1,5 +1,5 @@
-"""Encoded corpora: kept on disk, so that an interrupted evaluation does not encode them twice; in blocks,
-so that the memory for one does not grow with it.
+"""Encoded corpora: kept on disk, so that no evaluation encodes them twice; in blocks, so that the memory for
+one does not grow with it.
 
 N documents, V terms, H dimensions of a dense vector.
 """
@@ -11,11 +11,12 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
-from scipy.sparse import csr_matrix, issparse
+from scipy.sparse import csr_matrix, issparse, vstack
 
 from nblib.files import atomic_file
 
 Reps = csr_matrix | np.ndarray  # [N, V] sparse or [N, H] dense
+PART = 200_000  # documents that are encoded, kept and indexed together; no more are one block, in memory
 
 
 class Blocks:
@@ -45,29 +46,59 @@ class Blocks:
             number -= size
         raise IndexError(f"there are {sum(self.sizes)} documents")
 
+    def to_csr(self) -> csr_matrix:
+        """Read all documents into memory."""
+        return next(iter(self)) if len(self.sizes) == 1 else vstack(list(self), "csr")
+
     def map(self, change: Callable[[csr_matrix], csr_matrix]) -> "Blocks":
-        """Change every block when it is read."""
+        """Change every document; of several blocks each when it is read."""
+        if len(self.sizes) == 1:
+            return Blocks.whole(change(self._read(0)))
         return Blocks(self.sizes, lambda block: change(self._read(block)))
 
 
 def cached(
     folder: Path, version: list[str], texts: list[str], encode: Callable[[list[str]], Reps]
 ) -> tuple[Reps, float]:
-    """Encode a corpus, or read what an earlier, interrupted evaluation encoded.
+    """Encode texts, or read what an earlier evaluation encoded.
 
     Args:
-        folder: holds one npz for each pair of model and corpus.
+        folder: holds one npz for each pair of model and texts; may be removed at any time.
         version: strings that decide the result besides the texts: hash of the model, length.
-        texts: the corpus; every text enters the file's name by its hash.
+        texts: every one enters the file's name by its hash.
         encode: texts -> reps.
 
     Returns:
         The reps, and the seconds that `encode` took when it ran.
     """
+    return _cached(_path(folder, version, texts), texts, encode)
+
+
+def cached_blocks(
+    folder: Path, version: list[str], texts: list[str], encode: Callable[[list[str]], csr_matrix]
+) -> tuple[Blocks, float]:
+    """Encode a corpus in parts of PART documents, of which one is in memory at a time; as `cached`.
+
+    A call that was killed goes on with the part that it was at. The reps of a corpus of several parts are
+    read from the files whenever they are used, so these must stay so long.
+    """
+    parts = [texts[at : at + PART] for at in range(0, len(texts), PART)] or [texts]
+    if len(parts) == 1:
+        d_reps, seconds = cached(folder, version, texts, encode)
+        return Blocks.whole(d_reps), seconds
+    paths = [_path(folder, version, part) for part in parts]
+    seconds = sum(_cached(path, part, encode)[1] for path, part in zip(paths, parts, strict=True))
+    return Blocks([len(part) for part in parts], lambda i: _read_reps(paths[i])[0]), seconds
+
+
+def _path(folder: Path, version: list[str], texts: list[str]) -> Path:
     digest = hashlib.sha256("\0".join(version).encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
-    path = folder / f"{digest.hexdigest()[:20]}.npz"
+    return folder / f"{digest.hexdigest()[:20]}.npz"
+
+
+def _cached(path: Path, texts: list[str], encode: Callable[[list[str]], Reps]) -> tuple[Reps, float]:
     if path.exists():
         try:
             return _read_reps(path)

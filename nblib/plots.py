@@ -41,6 +41,7 @@ LOSS_PANELS = (
 LOG_SCALE = {"flops", "d_nnz"}
 AS_IT_IS = {"lambda", "learning_rate", "eval_ndcg_at_10", "eval_flops"}  # nothing to smooth
 TEXT, PUBLISHED, HOLLOW = "#333333", "#555555", "Do^sv<>"  # colours; markers of published figures
+NAMED_AT_MOST = 6  # markers with their names beside them; of more it is not clear whose a name is
 
 
 def set_style(hangul: bool = False) -> str | None:
@@ -98,7 +99,8 @@ def relevance_flops(
 ) -> Axes:
     """Draw relevance against FLOPS, one marker per system; up and to the left is better.
 
-    A system without FLOPS (dense) is a dashed line at its height: it has no place on the x axis.
+    A system without FLOPS (dense) is a dashed line at its height: it has no place on the x axis. Names stand
+    at the markers, or beside the axes where there are more than NAMED_AT_MOST.
 
     Args:
         ax: where to draw.
@@ -107,14 +109,18 @@ def relevance_flops(
         published: figures of others (see nblib.published), drawn hollow; those without FLOPS are left out.
     """
     sparse, others = [r for r in rows if r.get("flops")], [r for r in published if r["flops"]]
-    for row, marker in zip(others, HOLLOW * len(others), strict=False):
-        label = f"{row['system']} {row[metric]:.3f}"
-        ax.plot(row["flops"], row[metric], marker, color=PUBLISHED, fillstyle="none", label=label, zorder=2)
-    if others:
-        ax.legend(title="published", loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
-    for row in sparse:
+    crowded = len(sparse) > NAMED_AT_MOST
+    named = lambda row: f"{row['system']} {row[metric]:.3f}"  # noqa: E731
+    for row in sorted(sparse, key=lambda r: -r[metric]):
         colour, marker = style_of(row["system"])
-        ax.plot(row["flops"], row[metric], marker, color=colour, markersize=9, zorder=3)
+        label = named(row) if crowded else "_nolegend_"
+        ax.plot(row["flops"], row[metric], marker, color=colour, markersize=9, label=label, zorder=3)
+    for row, marker in zip(others, HOLLOW * len(others), strict=False):
+        colour, label = PUBLISHED, named(row)
+        ax.plot(row["flops"], row[metric], marker, color=colour, fillstyle="none", label=label, zorder=2)
+    if others or crowded:
+        title = ("hollow: published" if crowded else "published") if others else None
+        ax.legend(title=title, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
     ax.set(
         xscale="log", xlabel="FLOPS: expected multiplications per pair (log scale)", ylabel=_pretty(metric)
     )
@@ -124,8 +130,9 @@ def relevance_flops(
     lines = [(row["system"], row[metric]) for row in rows if not row["flops"]]
     for name, height in lines:
         ax.axhline(height, color=style_of(name)[0], linestyle="--", linewidth=1.2, zorder=1)
-    free_of = [(r["flops"], r[metric]) for r in others]
-    _label_points(ax, [(r["system"], r["flops"], r[metric]) for r in sparse], lines, free_of)
+    points = [] if crowded else [(r["system"], r["flops"], r[metric]) for r in sparse]
+    free_of = [(r["flops"], r[metric]) for r in (others + sparse if crowded else others)]
+    _label_points(ax, points, lines, free_of)
     return ax
 
 

@@ -4,6 +4,7 @@ N documents, Q queries, k hits of each.
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import issparse, vstack
 
 from nblib.bags import query_matrix
-from nblib.cost import THREADS, count_postings, sparse_cost
+from nblib.cost import THREADS, Postings, count_postings, sparse_cost
 from nblib.encoded import Blocks, Reps
 from nblib.idf import adapt_idf, count_df
 from nblib.model.prune import prune_reps
@@ -24,9 +24,8 @@ from nblib.search.exact import top_k_dense
 from nblib.search.fusion import reciprocal_rank_fusion
 from nblib.search.inverted import InvertedIndex, TwoPhase
 from nblib.search.seismic import ApproximateIndex
-from nblib.systems import EncodeQueries, System
+from nblib.systems import Documents, EncodeQueries, System
 
-Documents = Blocks | np.ndarray  # of a sparse system [N, V], of a dense one [N, H]
 CountDf = Callable[[], tuple[np.ndarray, int]]  # what count_df gives for the searched corpus
 TIMED_QUERIES = 200
 PASSES = 3  # over the timed queries; the best counts: a busy moment is not a slow engine
@@ -51,6 +50,7 @@ class Entry:
 
     name: str
     d_reps: Documents
+    postings: Postings | None  # of d_reps; None for a dense system
     encode_queries: EncodeQueries
     engine: Any  # InvertedIndex, ApproximateIndex or DenseProduct
     cost: dict[str, Any]  # of encoding and building
@@ -60,19 +60,6 @@ class Entry:
         """Search encoded queries: index [Q, k], scores [Q, k]."""
         options = {"two_phase": self.two_phase} if self.two_phase else {}
         return self.engine.search(q_reps, k, threads=threads, progress=progress, **options)
-
-
-@dataclass(frozen=True)
-class OnDisk:
-    """Where the index of a large corpus lies, and how much of it is in memory while it is built.
-
-    folder: one index for each name of a system or variant; the next corpus takes its place.
-    shard_docs: documents that are encoded and indexed together; 0 = all. A corpus of no more stays in memory,
-        and so does a system whose documents depend on each other (BM25), or that has no index (dense).
-    """
-
-    folder: Path
-    shard_docs: int
 
 
 @dataclass(frozen=True)
@@ -94,7 +81,7 @@ def search_all(
     variants: Mapping[str, Any] | None = None,
     hybrids: Mapping[str, list[str]] | None = None,
     timed_queries: int = TIMED_QUERIES,
-    on_disk: OnDisk | None = None,
+    scratch: Path | None = None,
 ) -> Iterator[Result]:
     """Search a corpus with every system, each followed by its variants; then fuse the hybrids.
 
@@ -107,7 +94,7 @@ def search_all(
         variants: name -> options, see `nblib.run.params.Variant`.
         hybrids: name -> names of systems and variants, fused by their ranks.
         timed_queries: see `measure`.
-        on_disk: for large corpora; None keeps every index in memory.
+        scratch: see `build`.
 
     Raises:
         ValueError: no documents or no queries.
@@ -115,84 +102,80 @@ def search_all(
     found: dict[str, np.ndarray] = {}
     for system in systems:
         own = {name: options for name, options in (variants or {}).items() if options.of == system.name}
-        for entry in _entries(system, texts, own, on_disk):
+        for entry in _entries(system, texts, own, scratch):
             result = measure(entry, queries, k, timed_queries)
             found[result.name] = result.index
             yield result
+            del entry, result  # the next one is encoded and indexed without them in memory
     for name, parts in (hybrids or {}).items():
         index, scores = reciprocal_rank_fusion([found[part] for part in parts], k)
         yield Result(name, index, scores, None, None, None, {})
 
 
 def _entries(
-    system: System, texts: list[str], variants: Mapping[str, Any], on_disk: OnDisk | None
+    system: System, texts: list[str], variants: Mapping[str, Any], scratch: Path | None
 ) -> Iterator[Entry]:
-    entry = enter(system, texts, on_disk)
+    entry = enter(system, texts, scratch)
     yield entry
     count = cache(lambda: count_df(texts, system.tokenizer))  # once for all variants, and only if one asks
     for name, options in variants.items():
-        yield vary(entry, name, options, system, count, on_disk)
+        yield vary(entry, name, options, system, count, scratch)
 
 
-def enter(system: System, texts: list[str], on_disk: OnDisk | None = None) -> Entry:
-    """Encode a corpus and build the system's exact engine over it.
+def enter(system: System, texts: list[str], scratch: Path | None = None) -> Entry:
+    """Encode a corpus and build the system's exact engine over it; scratch: see `build`.
 
     Raises:
         ValueError: no documents.
     """
     if not texts:
         raise ValueError(f"{system.name}: 0 documents; at least one is needed")
-    d_reps, encode_queries, seconds = _encode(system, texts, on_disk)
-    engine, cost = build(system.name, d_reps, "exact", on_disk)
+    d_reps, encode_queries, seconds = system.index(texts)
+    engine, cost = build(d_reps, "exact", scratch)
     cost["encode_docs_per_s"] = len(texts) / max(seconds, 1e-9)
-    return Entry(system.name, d_reps, encode_queries, engine, cost)
+    return Entry(system.name, d_reps, _postings(d_reps), encode_queries, engine, cost)
 
 
-def _encode(
-    system: System, texts: list[str], on_disk: OnDisk | None
-) -> tuple[Documents, EncodeQueries, float]:
-    size = (on_disk.shard_docs if on_disk and system.by_blocks else 0) or len(texts)
-    parts = [texts[at : at + size] for at in range(0, len(texts), size)]
-    if len(parts) == 1:
-        d_reps, encode_queries, seconds = system.index(texts)
-        return Blocks.whole(d_reps) if issparse(d_reps) else d_reps, encode_queries, seconds
-    seconds = 0.0
-    for part in parts:  # now, so that the index is timed alone; what is read later comes from the cache
-        _, encode_queries, spent = system.index(part)
-        seconds += spent
-    return Blocks([len(part) for part in parts], lambda i: system.index(parts[i])[0]), encode_queries, seconds
+def _postings(d_reps: Documents) -> Postings | None:
+    return count_postings(d_reps) if isinstance(d_reps, Blocks) else None
 
 
 def build(
-    name: str, d_reps: Documents, engine: str = "exact", on_disk: OnDisk | None = None
+    d_reps: Documents, engine: str = "exact", scratch: Path | None = None
 ) -> tuple[Any, dict[str, float]]:
     """Build a search engine over encoded documents.
 
     Args:
-        name: of the system or variant, and of its folder on disk.
-        d_reps: see Documents; several blocks become an index on disk.
+        d_reps: documents in one block are indexed in memory, those in several on disk, a shard for each.
         engine: "exact", or "seismic", which is always in memory; dense vectors have one engine only.
-        on_disk: needed for several blocks.
+        scratch: folder for an index on disk. It is removed at once: the engine has its files mapped, and
+            when the engine goes, or is killed, so do they.
 
     Returns:
-        The engine, and {"build_s": seconds in one thread}; a dense product is not built and has none.
+        The engine, and {"build_s": seconds in one thread, those for reading several blocks included}; a dense
+        product is not built and has none.
 
     Raises:
         ImportError: the package of Seismic is not there.
+        ValueError: several blocks, the exact engine and no scratch.
     """
     if not isinstance(d_reps, Blocks):
         return DenseProduct(d_reps), {}
     start = time.perf_counter()
-    if engine == "exact" and on_disk and len(d_reps.sizes) > 1:
-        index = InvertedIndex.write(on_disk.folder / name, d_reps)
+    if engine == "seismic":
+        index = ApproximateIndex(d_reps.to_csr())
+    elif len(d_reps.sizes) == 1:
+        index = InvertedIndex.from_csr(d_reps.to_csr())
+    elif scratch:
+        index = InvertedIndex.write(scratch, d_reps)
+        shutil.rmtree(scratch)
     else:
-        make = {"exact": InvertedIndex.from_csr, "seismic": ApproximateIndex}[engine]
-        index = make(vstack(list(d_reps), "csr") if len(d_reps.sizes) > 1 else next(iter(d_reps)))
+        raise ValueError(f"{sum(d_reps.sizes):,} documents are indexed on disk: give a scratch folder")
     return index, {"build_s": time.perf_counter() - start}
 
 
 def vary(
-    entry: Entry, name: str, options: Any, system: System, count: CountDf, on_disk: OnDisk | None = None
+    entry: Entry, name: str, options: Any, system: System, count: CountDf, scratch: Path | None = None
 ) -> Entry:
     """Change how an entry is searched: prune queries or documents, two phases, other weights, another engine.
 
@@ -202,16 +185,17 @@ def vary(
         options: `nblib.run.params.Variant`.
         system: of the entry.
         count: counts the entry's corpus by the system's tokenizer, for corpus_idf.
-        on_disk: as for the entry.
+        scratch: see `build`.
 
     Raises:
         ValueError: corpus_idf or query_counts of a system whose queries pass through its encoder.
     """
-    d_reps, engine, cost = entry.d_reps, entry.engine, entry.cost
+    d_reps, postings, engine, cost = entry.d_reps, entry.postings, entry.engine, entry.cost
     if options.doc_max_ratio or options.doc_top_k:
         d_reps = d_reps.map(lambda block: prune_reps(block, options.doc_max_ratio, options.doc_top_k))
+        postings = _postings(d_reps)
     if d_reps is not entry.d_reps or options.engine != "exact":
-        engine, built = build(name, d_reps, options.engine, on_disk)
+        engine, built = build(d_reps, options.engine, scratch)
         cost = cost | built
     two_phase = None
     if options.two_phase:
@@ -224,7 +208,7 @@ def vary(
     if options.query_max_ratio or options.query_top_k:
         keep, whole = (options.query_max_ratio, options.query_top_k), encode_queries
         encode_queries = lambda queries: prune_reps(whole(queries), *keep)  # noqa: E731
-    return Entry(name, d_reps, encode_queries, engine, cost, two_phase)
+    return Entry(name, d_reps, postings, encode_queries, engine, cost, two_phase)
 
 
 def _other_bags(system: System, count: CountDf, share: float, counted: bool) -> EncodeQueries:
@@ -253,10 +237,9 @@ def measure(entry: Entry, queries: list[str], k: int, timed_queries: int = TIMED
     tick = lambda done, total: report(f"{entry.name}: search", done, total)  # noqa: E731
     index, scores = entry.search(q_reps, k, os.cpu_count() or 1, tick)
     cost, d_nnz = entry.cost | _latency(entry, queries[:timed_queries], k), None
-    if isinstance(entry.d_reps, Blocks):
-        documents = count_postings(entry.d_reps)
-        cost |= sparse_cost(q_reps, documents) | _rates(entry, q_reps[:timed_queries], k)
-        d_nnz = documents.nnz
+    if entry.postings:
+        cost |= sparse_cost(q_reps, entry.postings) | _rates(entry, q_reps[:timed_queries], k)
+        d_nnz = entry.postings.nnz
     return Result(entry.name, index, scores, q_reps, entry.d_reps, d_nnz, cost)
 
 

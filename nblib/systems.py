@@ -16,14 +16,15 @@ import numpy as np
 from nblib.backbones import load_tokenizer
 from nblib.bags import query_matrix, token_matrix
 from nblib.compatible import check_model, check_one_tokenizer, query_weights
-from nblib.encoded import Reps, cached
+from nblib.encoded import Blocks, Reps, cached, cached_blocks
 from nblib.files import at_root, sha256_paths
-from nblib.idf import load_idf
+from nblib.idf import load_idf, tokenizer_rules
 from nblib.query_side import query_length
 from nblib.run.progress import report
 from nblib.search.bm25 import Bm25
 
 EncodeQueries = Callable[[list[str]], Reps]
+Documents = Blocks | np.ndarray  # of a sparse system [N, V], of a dense one [N, H]
 NEEDS = {  # system -> what it reads; "tokenizer" is that of either model
     "bm25": [],
     "bm25-tokens": ["tokenizer"],
@@ -43,26 +44,25 @@ STEP = {"idf_dir": "02_idf", "pretrain_dir": "03_pretrain", "model_dir": "04_fin
 
 @dataclass(frozen=True)
 class System:
-    """A way to search. `index` takes the texts of a corpus and gives three things: the documents' reps
-    ([N, V] CSR, or [N, H] array for a dense system), the function that encodes queries into the same space,
-    and the seconds that encoding the documents took (when it was done: a cache keeps the first figure).
+    """A way to search. `index` takes the texts of a corpus and gives three things: the documents' reps, the
+    function that encodes queries into the same space, and the seconds that encoding the documents took (when
+    it was done: a cache keeps the first figure).
     """
 
     name: str
-    index: Callable[[list[str]], tuple[Reps, EncodeQueries, float]]
+    index: Callable[[list[str]], tuple[Documents, EncodeQueries, float]]
     tokenizer: Any = None  # names the V terms; None if they are not a tokenizer's
     idf: np.ndarray | None = None  # [V] if its queries are bags of that tokenizer's tokens, so weighted
     query_length: int | None = None  # tokens kept of a query; None = all
-    by_blocks: bool = False  # a document's reps depend on it alone, so any part of a corpus can be encoded
 
 
 def bm25(analyzer: str | Callable[[str], list[str]], name: str = "bm25") -> System:
     """BM25 over the full text; the document weights are BM25's, the query weights are term counts."""
 
-    def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
+    def index(texts: list[str]) -> tuple[Documents, EncodeQueries, float]:
         start = time.perf_counter()
         bm25_index = Bm25(texts, analyzer)
-        d_reps = bm25_index.doc_matrix
+        d_reps = Blocks.whole(bm25_index.doc_matrix)
         return d_reps, bm25_index.query_matrix, time.perf_counter() - start
 
     return System(name, index)
@@ -79,15 +79,16 @@ def bm25_tokens(tokenizer: Any, max_length: int) -> System:
     return bm25(pieces, "bm25-tokens")
 
 
-def idf_bag(tokenizer: Any, idf: np.ndarray, max_length: int) -> System:
+def idf_bag(tokenizer: Any, idf: np.ndarray, max_length: int, cache: Path) -> System:
     """No training at all: the sum of the IDF of the query's tokens that the document's first tokens hold."""
 
-    def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
-        start = time.perf_counter()
-        d_reps = token_matrix(texts, tokenizer, max_length)
-        return d_reps, lambda queries: query_matrix(queries, tokenizer, idf), time.perf_counter() - start
+    def index(texts: list[str]) -> tuple[Documents, EncodeQueries, float]:
+        version = ["tokens", tokenizer_rules(tokenizer), str(max_length)]
+        encode = lambda part: token_matrix(part, tokenizer, max_length)  # noqa: E731
+        d_reps, seconds = cached_blocks(cache, version, texts, encode)
+        return d_reps, lambda queries: query_matrix(queries, tokenizer, idf), seconds
 
-    return System("idf-bag", index, tokenizer, idf, by_blocks=True)
+    return System("idf-bag", index, tokenizer, idf)
 
 
 def learned_sparse(
@@ -110,6 +111,7 @@ def learned_sparse(
     tokenizer = load_tokenizer(str(folder))
     idf = query_weights(idf_path, folder, tokenizer)
     model = functools.cache(lambda: _load_sparse(folder, max_length, precision))  # once, and late
+    version = functools.cache(lambda: [sha256_paths([folder]), str(max_length), precision])  # of that model
 
     def encode(texts: list[str]) -> Reps:
         tick = lambda n: report(f"{name}: documents", n, len(texts))  # noqa: E731
@@ -120,12 +122,11 @@ def learned_sparse(
         with _kernels(model(), precision):
             return model().encode_queries(queries, idf, batch_size)
 
-    def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
-        version = [sha256_paths([folder]), str(max_length), precision]
-        d_reps, seconds = cached(cache, version, texts, encode)
+    def index(texts: list[str]) -> tuple[Documents, EncodeQueries, float]:
+        d_reps, seconds = cached_blocks(cache, version(), texts, encode)
         return d_reps, encode_queries, seconds
 
-    return System(name, index, tokenizer, idf, query_length(folder), by_blocks=True)
+    return System(name, index, tokenizer, idf, query_length(folder))
 
 
 def _load_sparse(folder: str | Path, max_length: int, precision: str) -> Any:
@@ -177,7 +178,7 @@ def dense(teacher: str, max_length: int, batch_size: int, cache: Path) -> System
     def encode_queries(queries: list[str]) -> np.ndarray:
         return encode_dense(encoder, queries, "query", True, batch_size)
 
-    def index(texts: list[str]) -> tuple[Reps, EncodeQueries, float]:
+    def index(texts: list[str]) -> tuple[Documents, EncodeQueries, float]:
         d_reps, seconds = cached(cache, model.key(str(max_length)), texts, encode)
         return d_reps, encode_queries, seconds
 
@@ -248,7 +249,7 @@ def build_systems(systems: list[str], inputs: dict[str, Path], params: Any, cach
         "bm25": lambda: bm25(params.bm25_analyzer),
         "bm25-tokens": lambda: bm25_tokens(tokenizer, length),
         "dense": lambda: dense(params.dense_teacher, length, batch, cache),
-        "idf-bag": lambda: idf_bag(tokenizer, load_idf(idf, tokenizer), length),
+        "idf-bag": lambda: idf_bag(tokenizer, load_idf(idf, tokenizer), length, cache),
         "pretrained": lambda: learned_sparse("pretrained", inputs["pretrain_dir"], *sparse),
         "finetuned": lambda: learned_sparse("finetuned", inputs["model_dir"], *sparse),
     }

@@ -1,5 +1,7 @@
 """Costs by hand, and counted in blocks."""
 
+import weakref
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array, csr_matrix, vstack
@@ -41,3 +43,17 @@ def test_blocks_count_as_the_whole():
     assert sparse_cost(q, count_postings(parts)) == pytest.approx(
         sparse_cost(q, count_postings([vstack(parts)]))
     )
+
+
+def test_a_block_is_let_go_before_the_next_is_read():
+    read = []
+
+    def blocks():
+        for size in (3, 2, 4):
+            assert all(block() is None for block in read)
+            block = csr_matrix(np.eye(size, 5))
+            read.append(weakref.ref(block))
+            yield block
+            del block
+
+    assert count_postings(blocks()).nnz.tolist() == [1] * 9

@@ -88,6 +88,21 @@ def test_published_points_are_hollow_named_beside_the_axes_and_left_free():
             assert not box.contains(*ax.transData.transform(line.get_xydata()[0])), text.get_text()
 
 
+def test_many_systems_are_named_beside_the_axes():
+    fig, ax = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    variants = [{"system": f"finetuned-{i}", "ndcg_at_10": 0.5 + i / 1000, "flops": 2.0} for i in range(7)]
+    dense = {"system": "dense", "ndcg_at_10": 0.503, "flops": None}
+    other = {"system": "P", "ndcg_at_10": 0.51, "flops": 3.0}
+    plots.relevance_flops(ax, [*variants, dense], published=[other])
+    fig.canvas.draw()
+    legend = ax.get_legend()
+    said = [t.get_text() for t in legend.get_texts()]
+    assert said == [f"finetuned-{i} {0.5 + i / 1000:.3f}" for i in range(6, -1, -1)] + ["P 0.510"]
+    assert legend.get_title().get_text() == "hollow: published"
+    assert legend.get_window_extent().x0 >= ax.get_window_extent().x1
+    assert [t.get_text() for t in ax.texts] == ["dense 0.503 (no FLOPS)"]
+
+
 def test_bars_carry_their_values_and_data_sets():
     _, ax = plt.subplots()
     both = rows(*CASES["spread"], "one") + rows(*CASES["crowded"], "two")

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, vstack
 
-from nblib import retrieval
+from nblib import encoded, retrieval
 from nblib.cost import COST
-from nblib.encoded import cached
 from nblib.idf import compute_idf_weights, count_df
 from nblib.run.params import Variant
 from nblib.search.inverted import TwoPhase
@@ -20,13 +19,13 @@ Q = csr_matrix(np.array([[8, 4, 1, 0], [0, 2, 1.5, 0.1], [3, 0, 0, 3]], np.float
 D = csr_matrix(np.array([[0, 3, 0, 1], [1, 0, 5, 0], [0, 0, 4, 0], [1, 1, 1, 1], [0, 2, 0, 0.5]], np.float32))
 
 
-def made_up(encoded=None):
-    """A system whose reps are given; `encoded` counts how often the documents are encoded."""
+def made_up(asked=None):
+    """A system whose reps are given; `asked` counts how often the documents are encoded."""
 
     def index(texts):
-        if encoded is not None:
-            encoded.append(len(texts))
-        return D, lambda queries: Q[[int(q) for q in queries]], 0.5
+        if asked is not None:
+            asked.append(len(texts))
+        return encoded.Blocks.whole(D), lambda queries: Q[[int(q) for q in queries]], 0.5
 
     return System("finetuned", index)
 
@@ -98,15 +97,15 @@ def test_seismic_searches_the_same_documents():
 
 
 def test_documents_are_encoded_once_and_an_index_serves_all_that_share_its_documents():
-    encoded = []
-    entry = retrieval.enter(made_up(encoded), TEXTS)
+    asked = []
+    entry = retrieval.enter(made_up(asked), TEXTS)
     light = retrieval.vary(entry, "q", Variant(of="finetuned", query_top_k=1), made_up(), not_counted)
     pruned = retrieval.vary(entry, "d", Variant(of="finetuned", doc_top_k=1), made_up(), not_counted)
     assert light.engine is entry.engine and pruned.engine is not entry.engine
-    encoded.clear()
+    asked.clear()
     variants = {f"v{i}": Variant(of="finetuned", doc_top_k=i) for i in (1, 2, 3)}
-    search(variants, systems=[made_up(encoded)])
-    assert encoded == [len(TEXTS)]
+    search(variants, systems=[made_up(asked)])
+    assert asked == [len(TEXTS)]
 
 
 def test_a_hybrid_fuses_ranks_of_systems_and_variants():
@@ -143,49 +142,75 @@ def test_threads_give_the_same_hits():
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_index_on_disk_finds_the_same_at_the_same_cost(trained, tmp_path):
-    texts = [f"{text} {number % 7}" for number, text in enumerate(TEXTS * 5)]
+def test_a_corpus_in_parts_finds_the_same_at_the_same_cost(trained, tmp_path, monkeypatch):
+    corpora = [[f"{text} {number % 7}" for number, text in enumerate(TEXTS * copies)] for copies in (5, 3)]
     names = ["bm25", "dense", "idf-bag", "finetuned"]
     variants = {
         "pruned": Variant(of="finetuned", doc_top_k=5),
         "two": Variant(of="finetuned", two_phase=True),
         "own": Variant(of="idf-bag", corpus_idf=1.0),
     }
-    in_memory, on_disk = (
-        {r.name: r for r in retrieval.search_all(
-            all_systems(trained, tmp_path, names), texts, QUERIES, 9, variants, on_disk=where
-        )}
-        for where in (None, retrieval.OnDisk(tmp_path / "index", 10))
-    )  # fmt: skip
-    for name, want in in_memory.items():
-        got = on_disk[name]
-        np.testing.assert_array_equal(got.index, want.index, err_msg=name)
-        np.testing.assert_allclose(got.scores, want.scores, rtol=1e-6, err_msg=name)
+
+    def found(part):
+        monkeypatch.setattr(encoded, "PART", part)
+        systems = all_systems(trained, tmp_path / str(part), names)
+        each = [
+            retrieval.search_all(systems, texts, QUERIES, 9, variants, scratch=tmp_path / "scratch")
+            for texts in corpora
+        ]
+        return {(number, r.name): r for number, results in enumerate(each) for r in results}
+
+    whole, parts = found(100), found(10)
+    for key, want in whole.items():
+        got = parts[key]
+        np.testing.assert_array_equal(got.index, want.index, err_msg=key)
+        np.testing.assert_allclose(got.scores, want.scores, rtol=1e-5, err_msg=key)
         measured = {c for c in want.cost if not c.endswith(("_s", "_1", "_2", "_4")) and "_ms_" not in c}
         assert {c: got.cost[c] for c in measured} == pytest.approx({c: want.cost[c] for c in measured})
-        assert name == "dense" or got.d_nnz.tolist() == want.d_nnz.tolist()
+        assert key[1] == "dense" or got.d_nnz.tolist() == want.d_nnz.tolist()
     for number in (0, 9, 10, 24):
-        rows = [found["finetuned"].d_reps.row(number) for found in (in_memory, on_disk)]
+        rows = [results[0, "finetuned"].d_reps.row(number) for results in (whole, parts)]
         np.testing.assert_allclose(*(row.toarray() for row in rows), rtol=1e-5)
-    held = {folder.name: len(list(folder.glob("*.indptr.npy"))) for folder in (tmp_path / "index").iterdir()}
-    assert held == {"idf-bag": 3, "finetuned": 3, "pruned": 3}, "others need no index of their own"
+    for name in ("idf-bag", "finetuned", "pruned"):
+        assert parts[0, name].d_reps.sizes == [10, 10, 5] and parts[1, name].d_reps.sizes == [10, 5]
+    assert not (tmp_path / "scratch").exists()
 
 
-def test_blocks_of_a_corpus_are_encoded_once(tmp_path):
-    encoded = []
+def test_parts_of_a_corpus_are_encoded_once_and_a_killed_call_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoded, "PART", 2)
+    asked, rows = [], {text: D[[number]] for number, text in enumerate(TEXTS)}
+
+    def encode(texts, killed=False):
+        if killed and len(asked) == 1:
+            raise KeyboardInterrupt
+        asked.append(texts)
+        return vstack([rows[text] for text in texts], "csr")
+
+    with pytest.raises(KeyboardInterrupt):
+        encoded.cached_blocks(tmp_path, ["v"], TEXTS, lambda texts: encode(texts, True))
 
     def index(texts):
-        d_reps, seconds = cached(
-            tmp_path / "reps", ["v"], texts, lambda t: encoded.append(len(t)) or D[: len(t)]
-        )
+        d_reps, seconds = encoded.cached_blocks(tmp_path, ["v"], texts, encode)
         return d_reps, lambda queries: Q[[int(q) for q in queries]], seconds
 
-    system = System("finetuned", index, by_blocks=True)
-    where = retrieval.OnDisk(tmp_path / "index", 2)
-    variants = {"pruned": Variant(of="finetuned", doc_top_k=1)}
-    for _ in range(2):  # the second time as after a kill
-        list(retrieval.search_all([system], TEXTS, ["0", "1"], 3, variants, on_disk=where))
-    assert encoded == [2, 2, 1]
+    variants = {
+        "pruned": Variant(of="finetuned", doc_top_k=1),
+        "two": Variant(of="finetuned", two_phase=True),
+    }
+    system, scratch = System("finetuned", index), tmp_path / "scratch"
+    first, *_ = retrieval.search_all([system], TEXTS, ["0", "1"], 3, variants, scratch=scratch)
+    assert asked == [TEXTS[:2], TEXTS[2:4], TEXTS[4:]]
+    np.testing.assert_array_equal(first.d_reps.to_csr().toarray(), D.toarray())
+    with pytest.raises(ValueError, match="5 documents are indexed on disk: give a scratch folder"):
+        next(retrieval.search_all([system], TEXTS, ["0"], 3))
+
+
+def test_seismic_takes_the_parts_together(tmp_path):
+    pytest.importorskip("seismic", reason="pyseismic-lsr has no wheel for this machine")
+    parts = encoded.Blocks([3, 2], lambda i: (D[:3], D[3:])[i])
+    index, _ = retrieval.build(parts, "seismic")
+    whole, _ = retrieval.build(encoded.Blocks.whole(D), "seismic")
+    np.testing.assert_array_equal(index.search(Q, 2)[0], whole.search(Q, 2)[0])
 
 
 def test_the_corpus_is_counted_once_for_all_variants(trained, tmp_path, monkeypatch):

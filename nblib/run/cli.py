@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   python -m nblib run --only 04_finetune                one notebook; its inputs must be there
   python -m nblib run --from 03 --force                 03 and what follows, even if done
   python -m nblib run -p seed=7 -p 04.num_steps=900     seed wherever there is one, num_steps of 04 only
-  python -m nblib run --profile beir13 -p datasets='["nfcorpus", "path/to/set"]' -p model=path/to/model
+  python -m nblib run --profile beir13 -p datasets='["nfcorpus", "path/to/set"]' -p model=MODEL -p idf=IDF
   python -m nblib run --profile quick,mine              params/mine/*.yaml over params/quick/*.yaml
 
 Values come from the notebook's parameters cell, then params/<profile>/<notebook>.yaml, then -p.

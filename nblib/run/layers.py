@@ -174,17 +174,26 @@ def assign_overrides(
     for text in overrides:
         notebook, key, value = parse_override(text)
         scope = [pick(reached, notebook)] if notebook else reached
-        known = {f for name in scope for f in project.models[name].model_fields}
+        takes = {name: _taken(project.models[name], name in selected) for name in scope}
+        known = set().union(*takes.values())
         if key not in known and f"{key}_dir" in known:
             key += "_dir"  # `-p model=FOLDER` is clear enough
-        takers = [name for name in scope if key in project.models[name].model_fields]
+        takers = [name for name in scope if key in takes[name]]
         if not takers:
-            elsewhere = [n for n, m in project.models.items() if key in m.model_fields and n not in scope]
+            keys = {key, f"{key}_dir"}
+            elsewhere = [
+                n for n, m in project.models.items() if keys & m.model_fields.keys() and n not in scope
+            ]
             cure = f"only {', '.join(elsewhere)} has it" if elsewhere else hint(key, sorted(known))
             raise BadRequest(f"-p {text}: unknown parameter {key} of {', '.join(scope)}; {cure}")
         for name in takers:
             given[name][key] = (value, f"-p {text}")
     return given
+
+
+def _taken(model: type[NotebookParams], selected: bool) -> set[str]:
+    """Name the parameters that -p may give: of a recipe all but the folders, which the sweep sets."""
+    return model.model_fields.keys() - (set() if selected else marked(model, From).keys())
 
 
 def resolve(

@@ -73,11 +73,11 @@ def knee(flops: list[float], relevance: list[float]) -> int | None:
 
 def diverged(lambdas: list[float], results: list[Result]) -> dict[float, str]:
     """Say of each lambda which seeds have no result since their training diverged; "" = none."""
-    lost = {value: [] for value in lambdas}
-    for result in results:
-        if result["diverged"]:
-            lost[float(result["point"].removeprefix("lambda "))].append(str(result["seed"]))
-    return {value: f"diverged: seed {', '.join(seeds)}" if seeds else "" for value, seeds in lost.items()}
+    said = {}
+    for value in lambdas:
+        lost = [r for r in results if r["point"] == f"lambda {value:g}" and r["diverged"]]
+        said[value] = f"diverged: seed {', '.join(str(r['seed']) for r in lost)}" if lost else ""
+    return said
 
 
 def curve_table(

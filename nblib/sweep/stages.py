@@ -10,7 +10,7 @@ from nblib import systems
 from nblib.evaluate import metrics_row, score_run
 from nblib.experiment import EvalSet
 from nblib.files import at_root, atomic_folder, read_json, write_json
-from nblib.retrieval import OnDisk, search_all
+from nblib.retrieval import search_all
 from nblib.run.params import BeirEvalParams, FinetuneParams, PretrainParams
 from nblib.search.exact import to_run
 from nblib.train import pipeline
@@ -71,9 +71,8 @@ def search(params: BeirEvalParams, sets: Sets, cache: Path) -> list[dict[str, An
     rules = {"top_k": params.top_k, "ignore_identical_ids": params.ignore_identical_ids}
     rows = []
     contenders = systems.build_systems(params.systems, inputs, params, cache)
-    on_disk = OnDisk(cache / "index", params.shard_docs)
     for role, data, split in sets:
-        for result in search_all(contenders, data.texts, data.queries, params.top_k, on_disk=on_disk):
+        for result in search_all(contenders, data.texts, data.queries, params.top_k, scratch=cache / "index"):
             run = to_run(data.query_ids, data.doc_ids, result.index, result.scores)
             found = score_run(data.qrels, run, ignore_identical_ids=params.ignore_identical_ids)
             names = (data.name, split, result.name)

@@ -64,6 +64,7 @@ def test_a_folder_may_be_named_without_dir(folder):
     for given in (folder / "notebooks", "notebooks"):  # absolute, and from the repository
         upstream = steps(folder, f"make={given}")["02_train"].upstream
         assert upstream == {"make_dir": at_root(given)}
+    assert "only 02_train has it" in refusal(folder, "01.make=x")
     assert "unknown parameter seed_dir" in refusal(folder, "seed_dir=x")
 
 
@@ -199,6 +200,9 @@ def test_a_recipe_is_what_the_layers_make_of_the_other_notebook(sweep, folder):
 def test_a_bad_value_in_a_recipe_is_refused_with_its_place(sweep, folder):
     with pytest.raises(BadRequest, match="-p 02.num_steps=0: num_steps = 0: input should be greater than 0"):
         recipe_of(sweep, folder, "02.num_steps=0")
+    for key in ("make_dir", "make"):  # the sweep sets it, so it would do nothing
+        with pytest.raises(BadRequest, match=f"unknown parameter {key} of 02_train, 08_sweep"):
+            recipe_of(sweep, folder, f"{key}=x")
     layer(folder, "small", "08_sweep", "recipe: {num_stepz: 6}\n")
     with pytest.raises(BadRequest, match="08_sweep.yaml, line 1: unknown parameter num_stepz of 02_train"):
         recipe_of(sweep, folder)

@@ -64,6 +64,11 @@ def test_curve_averages_sets_and_seeds_and_chooses_on_dev():
     assert list(table["seeds"]) == ["2", "1", "1", "0", ""]
 
 
+def test_a_lambda_of_many_digits_may_diverge():
+    value = 0.00012345678
+    assert diverged([value], [result(value, 3, None, None, None)]) == {value: "diverged: seed 3"}
+
+
 def test_nothing_done_yet():
     assert curve([0.1], []) == []
 

@@ -83,7 +83,6 @@ class BeirEvalParams(NotebookParams):
     batch_size: Positive
     precision: Literal["fp32", "bf16"]  # of the documents' encoding
     top_k: Positive
-    shard_docs: Count  # documents of a shard of an index on disk; 0 = every index in memory
     ignore_identical_ids: bool  # a document with its query's id is dropped before scoring
     seed: Seed
     run_dir: Name
