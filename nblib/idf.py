@@ -15,6 +15,7 @@ from nblib.data.formats import document_text, parse_document
 from nblib.data.lines import Checker, RowError, read_objects, with_gz
 from nblib.files import at_root, sha256_file, write_json, write_text
 from nblib.run.progress import report
+from nblib.stems import stem_groups
 
 PIECE = 2_000  # documents tokenized in one go; more fill memory and are no faster
 
@@ -24,8 +25,9 @@ def count_df(
     tokenizer,
     batch_size: int = 10_000,
     progress: Callable[[int], None] | None = None,
+    groups: np.ndarray | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Count, for each token id, the documents that hold it at least once.
+    """Count, for each token id, the documents that hold it, or another of its group, at least once.
 
     The tokenizer's own threads use all cores within a piece; memory follows the batch, not the corpus.
 
@@ -34,9 +36,10 @@ def count_df(
         tokenizer: fast tokenizer; whole documents are read, without special tokens.
         batch_size: documents in memory at most, in three pieces: counted, tokenized and read.
         progress: called with the number of documents seen so far.
+        groups: [V] what `nblib.stems.stem_groups` gives; None leaves every token alone.
 
     Returns:
-        df: [V] int64, documents that hold the id; V = len(tokenizer).
+        df: [V] int64, documents that hold the id or its group; V = len(tokenizer).
         n_docs: N, documents seen.
 
     Raises:
@@ -48,13 +51,13 @@ def count_df(
     core.no_truncation()
     core.no_padding()
     for encodings in _encoded(core, iter(texts), max(1, min(batch_size // 3, PIECE))):
-        df += _piece_df(encodings, len(df))
+        df += _piece_df(encodings, len(df), groups)
         n_docs += len(encodings)
         if progress:
             progress(n_docs)
     if n_docs == 0:
         raise ValueError("no documents to count; is the corpus empty?")
-    return df, n_docs
+    return df if groups is None else df[groups], n_docs
 
 
 def _encoded(core, texts: Iterator[str], size: int) -> Iterator[list]:
@@ -70,11 +73,12 @@ def _encoded(core, texts: Iterator[str], size: int) -> Iterator[list]:
             yield ahead.result()
 
 
-def _piece_df(encodings: list, vocab_size: int) -> np.ndarray:
-    """Count the documents of one piece per token id: [V] int64."""
+def _piece_df(encodings: list, vocab_size: int, groups: np.ndarray | None) -> np.ndarray:
+    """Count the documents of one piece per token id, or per first id of a group: [V] int64."""
     lengths = np.fromiter(map(len, encodings), np.int32, len(encodings))
     # One pass over all ids: a call of NumPy per document would cost more than the counting itself.
     ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), np.int32, lengths.sum())
+    ids = ids if groups is None else groups[ids]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     tokens = sparse.csr_matrix((np.ones(len(ids), bool), ids, starts), shape=(len(lengths), vocab_size))
     tokens = tokens.tocsc()  # a counting sort: the documents of a token side by side, in their order
@@ -120,6 +124,7 @@ def compute_idf_weights(
     batch_size: int = 10_000,
     progress: Callable[[int], None] | None = None,
     weigh_signs: bool = True,
+    stemmer: str = "",
 ) -> dict[str, float]:
     """Weigh every token of the vocabulary by the documents that hold it.
 
@@ -134,11 +139,13 @@ def compute_idf_weights(
         batch_size: documents per batch.
         progress: called with the number of documents seen so far.
         weigh_signs: False gives tokens without a letter or digit 0, see `sign_mask`.
+        stemmer: language; words that share a stem are counted together and weigh the same, as in BM25 over
+            stems. "" counts each token alone.
 
     Returns:
         {token: weight in nats}, V entries in the order of the ids.
     """
-    df, n_docs = count_df(documents, tokenizer, batch_size, progress)
+    df, n_docs = count_df(documents, tokenizer, batch_size, progress, stem_groups(tokenizer, stemmer))
     idf = np.where(df > 0, bm25_idf(df, n_docs), default_idf)
     idf[tokenizer.all_special_ids] = 0.0
     if not weigh_signs:
@@ -205,12 +212,13 @@ def cached_idf(
     cache: Path,
     save_path: Path,
     weigh_signs: bool = True,
+    stemmer: str = "",
 ) -> Path:
     """Compute the weights of all documents once per (corpora, tokenizer, options); copy them to save_path.
 
     Args:
         corpora: corpus.jsonl or corpus.jsonl.gz each; read as a stream, one after the other.
-        tokenizer, default_idf, batch_size, weigh_signs: see compute_idf_weights.
+        tokenizer, default_idf, batch_size, weigh_signs, stemmer: see compute_idf_weights.
         cache: folder of earlier results; an entry's name holds the hashes of what it depends on.
         save_path: where idf.json is written.
 
@@ -219,7 +227,7 @@ def cached_idf(
     """
     vocabulary = tokenizer_rules(tokenizer)[:16]
     content = hashlib.sha256("".join(map(sha256_file, corpora)).encode()).hexdigest()[:16]
-    kind = "" if weigh_signs else "-words"
+    kind = ("" if weigh_signs else "-words") + (f"-{stemmer}" if stemmer else "")
     entry = cache / f"idf-{content}-{vocabulary}-{default_idf:g}{kind}.json"
     if not entry.exists():
         compute_idf_weights(
@@ -230,6 +238,7 @@ def cached_idf(
             batch_size,
             lambda done: report("count documents", done, 0),
             weigh_signs,
+            stemmer,
         )
     write_text(save_path, entry.read_text(encoding="utf-8"))
     return save_path

@@ -24,9 +24,10 @@ from nblib.search.exact import top_k_dense
 from nblib.search.fusion import reciprocal_rank_fusion
 from nblib.search.inverted import InvertedIndex, TwoPhase
 from nblib.search.seismic import ApproximateIndex
+from nblib.stems import stem_groups
 from nblib.systems import Documents, EncodeQueries, System
 
-CountDf = Callable[[], tuple[np.ndarray, int]]  # what count_df gives for the searched corpus
+CountDf = Callable[[str], tuple[np.ndarray, int]]  # stemmer -> what count_df gives for the searched corpus
 TIMED_QUERIES = 200
 PASSES = 3  # over the timed queries; the best counts: a busy moment is not a slow engine
 
@@ -117,7 +118,11 @@ def _entries(
 ) -> Iterator[Entry]:
     entry = enter(system, texts, scratch)
     yield entry
-    count = cache(lambda: count_df(texts, system.tokenizer))  # once for all variants, and only if one asks
+
+    @cache  # once for all variants, and only if one asks
+    def count(stemmer: str) -> tuple[np.ndarray, int]:
+        return count_df(texts, system.tokenizer, groups=stem_groups(system.tokenizer, stemmer))
+
     for name, options in variants.items():
         yield vary(entry, name, options, system, count, scratch)
 
@@ -184,7 +189,7 @@ def vary(
         name: of the variant.
         options: `nblib.run.params.Variant`.
         system: of the entry.
-        count: counts the entry's corpus by the system's tokenizer, for corpus_idf.
+        count: counts the entry's corpus by the system's tokenizer and a stemmer, for corpus_idf.
         scratch: see `build`.
 
     Raises:
@@ -204,20 +209,24 @@ def vary(
 
     encode_queries = entry.encode_queries
     if options.corpus_idf or options.query_counts:
-        encode_queries = _other_bags(system, count, options.corpus_idf, options.query_counts)
+        encode_queries = _other_bags(system, count, options)
     if options.query_max_ratio or options.query_top_k:
         keep, whole = (options.query_max_ratio, options.query_top_k), encode_queries
         encode_queries = lambda queries: prune_reps(whole(queries), *keep)  # noqa: E731
     return Entry(name, d_reps, postings, encode_queries, engine, cost, two_phase)
 
 
-def _other_bags(system: System, count: CountDf, share: float, counted: bool) -> EncodeQueries:
+def _other_bags(system: System, count: CountDf, options: Any) -> EncodeQueries:
     if system.idf is None:
         raise ValueError(
             f"corpus_idf or query_counts of {system.name!r}: its queries are no bags of tokens; leave it out"
         )
-    idf = adapt_idf(system.idf, *count(), share) if share else system.idf
-    return lambda queries: query_matrix(queries, system.tokenizer, idf, system.query_length, counted)
+    idf = system.idf
+    if options.corpus_idf:
+        idf = adapt_idf(idf, *count(options.idf_stemmer), options.corpus_idf)
+    return lambda queries: query_matrix(
+        queries, system.tokenizer, idf, system.query_length, options.query_counts
+    )
 
 
 def measure(entry: Entry, queries: list[str], k: int, timed_queries: int = TIMED_QUERIES) -> Result:

@@ -105,6 +105,17 @@ def test_signs_weigh_nothing_if_asked(tok):
     assert all(usual[token] == weights[token] > 0.0 for token in ("cat", "3", "##o", "c", "un"))
 
 
+def test_words_of_one_stem_weigh_the_same(tok):
+    texts = ["computers", "computing a computer", "the cat", "cats"]
+    weights = idf.compute_idf_weights(texts, tok, stemmer="english")
+    two = pytest.approx(math.log(1 + 2.5 / 2.5), abs=1e-6)
+    assert all(weights[t] == two for t in ("computer", "computers", "computing", "cat", "cats"))
+    assert weights["computed"] == two, "a word of the stem that no document holds"
+    assert weights["the"] == idf.compute_idf_weights(texts, tok)["the"] and weights["dog"] == 1.0
+    df, _ = idf.count_df(texts, tok, groups=np.arange(len(tok)))
+    np.testing.assert_array_equal(df, idf.count_df(texts, tok)[0])
+
+
 def test_a_byte_of_a_letter_is_no_sign():
     """Byte-level vocabularies cut a Hangul syllable into bytes, none of which is a letter alone."""
     tokens = ["Ġ", "ì", "Ķ", "¸", "a", ",", "Ġ,"]

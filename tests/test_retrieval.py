@@ -30,7 +30,7 @@ def made_up(asked=None):
     return System("finetuned", index)
 
 
-def not_counted():
+def not_counted(stemmer):
     raise AssertionError("no variant asked for the corpus's IDF")
 
 
@@ -215,11 +215,16 @@ def test_seismic_takes_the_parts_together(tmp_path):
 
 def test_the_corpus_is_counted_once_for_all_variants(trained, tmp_path, monkeypatch):
     counted = []
-    monkeypatch.setattr(retrieval, "count_df", lambda *given: counted.append(1) or count_df(*given))
+    monkeypatch.setattr(
+        retrieval, "count_df", lambda *given, **more: counted.append(1) or count_df(*given, **more)
+    )
     (system,) = all_systems(trained, tmp_path, ["idf-bag"])
     variants = {f"v{share}": Variant(of="idf-bag", corpus_idf=share) for share in (0.3, 0.7)}
     list(retrieval.search_all([system], TEXTS, QUERIES, 3, variants))
     assert counted == [1]
+    stemmed = {"stems": Variant(of="idf-bag", corpus_idf=1.0, idf_stemmer="english")}
+    _, one = retrieval.search_all([system], ["sorted rows", "sorting", "a table"], ["sort"], 3, stemmed)
+    assert one.q_reps.data == pytest.approx(np.log(1 + 1.5 / 2.5)), "two of the three documents sort"
 
 
 def test_empty_input_is_refused():

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nblib.train.lexical import LexicalTargets, stem_groups
+from nblib.stems import stem_groups
+from nblib.train.lexical import LexicalTargets
 from nblib.train.rows import Rows, cells
 from nblib.train.tokens import TokenStore, ordinary_tokens, token_cells
 
@@ -63,7 +64,7 @@ class Collator:
         self.q_store = TokenStore.build(data.queries, tokenizer, query_max_length, cache)
         special = tokenizer.all_special_ids
         self.ordinary = ordinary_tokens(self.vocab_size, special)
-        groups = stem_groups(tokenizer, stemmer) if lexical and stemmer else None
+        groups = stem_groups(tokenizer, stemmer) if lexical else None
         self.lexical = LexicalTargets(self.d_store, self.vocab_size, special, groups) if lexical else None
 
     def __call__(self, rows: Sequence[tuple[int, int, list[int]]]) -> dict[str, Tensor]:

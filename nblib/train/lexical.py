@@ -6,14 +6,12 @@ Letters: N documents of the set, V vocabulary, G groups of tokens.
 from collections.abc import Sequence
 
 import numpy as np
-import Stemmer
 from scipy import sparse
 
 from nblib.train.rows import Lists
 from nblib.train.tokens import TokenStore, ordinary_tokens, token_cells
 
 K1, B = 1.5, 0.75  # BM25's saturation and length normalisation
-SHORTEST = 3  # letters of a word that has a stem worth sharing
 BLOCK = 1 << 22  # token ids of a mapped file in memory at once
 
 
@@ -30,32 +28,6 @@ def saturate(counts: np.ndarray, relative_length: np.ndarray) -> np.ndarray:
     return counts * (K1 + 1) / (counts + K1 * (1 - B + B * relative_length))
 
 
-def stem_groups(tokenizer, stemmer: str) -> np.ndarray:
-    """Put the whole words of a vocabulary that share a stem into one group.
-
-    Word pieces that are no word of their own, numbers, signs and words of one or two letters stay alone.
-
-    Args:
-        tokenizer: fast tokenizer, V = len(tokenizer).
-        stemmer: language of a Snowball stemmer, such as "english".
-
-    Returns:
-        [V] int64: the lowest token of each token's group.
-
-    Raises:
-        KeyError: no stemmer of that name.
-    """
-    stem = Stemmer.Stemmer(stemmer)
-    words = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    pieces = tokenizer.backend_tokenizer.encode_batch_fast(words, add_special_tokens=False)
-    groups, first = np.arange(len(words)), {}
-    for i, (word, piece) in enumerate(zip(words, pieces, strict=True)):
-        word = word.strip().lower()
-        if piece.ids == [i] and word.isalpha() and len(word) >= SHORTEST:
-            groups[i] = first.setdefault(stem.stemWord(word), i)
-    return groups
-
-
 class LexicalTargets:
     """Give each document its own tokens with the weight that BM25 gives them, less the IDF.
 
@@ -67,7 +39,7 @@ class LexicalTargets:
         store: tokens of the N documents, cut as the encoder cuts them.
         vocab_size: V.
         special_ids: tokens that get no weight.
-        groups: [V] what `stem_groups` gives; None leaves every token alone.
+        groups: [V] what `nblib.stems.stem_groups` gives; None leaves every token alone.
     """
 
     def __init__(

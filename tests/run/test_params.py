@@ -12,6 +12,7 @@ IDF = {
     "corpus": "",
     "tokenizer": "some/model",
     "default_idf": 1.0,
+    "idf_stemmer": "",
     "weigh_signs": True,
     "batch_size": 10,
     "seed": 13,

@@ -10,9 +10,10 @@ from nblib.files import ROOT
 from nblib.run.keys import cell_defaults
 from nblib.run.params import PretrainParams
 from nblib.search.bm25 import Bm25
+from nblib.stems import stem_groups
 from nblib.train.collator import Collator
 from nblib.train.data import load_training_set
-from nblib.train.lexical import lexical_targets, stem_groups
+from nblib.train.lexical import lexical_targets
 
 TEXTS = [
     "the cat sat on the mat",
@@ -35,6 +36,15 @@ def ids_of(tok, *words):
 def test_lexical_targets_search_as_bm25_does(tok):
     """With IDF on the query side, targets as document reps give BM25's own ranking and scores."""
     _searches_as_bm25(tok, ["cat dog", "the plain cat"], lambda t: tok.tokenize(t), None)
+
+
+def test_stems_of_a_tokenizer_whose_file_pads():
+    tok = load_tokenizer(EMBEDDED)
+    tok.backend_tokenizer.enable_padding(length=8)
+    groups = stem_groups(tok, "english")
+    row, rows, sort, sorting = groups[ids_of(tok, "row", "rows", "sort", "sorting")]
+    assert row == rows != sort == sorting
+    assert stem_groups(tok, "") is None
 
 
 def test_stemmed_targets_search_as_bm25_over_stems_does(tok):

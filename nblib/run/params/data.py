@@ -16,6 +16,7 @@ from nblib.run.params.fields import (
     Positive,
     Seed,
     SetsDir,
+    Stems,
     Weight,
 )
 
@@ -49,6 +50,7 @@ class IdfParams(NotebookParams):
     corpus: Annotated[str, DataPath()]  # "" = that set; else a corpus.jsonl[.gz]
     tokenizer: Model
     default_idf: Weight  # of a token that the corpus does not hold
+    idf_stemmer: Stems  # language: words of one stem are counted together and weigh the same; "" = none
     weigh_signs: bool  # False: a token without letter or digit gets 0
     batch_size: Positive  # documents
     seed: Seed

@@ -22,6 +22,7 @@ from nblib.run.params.fields import (
     Ratio,
     Seed,
     SetsDir,
+    Stems,
 )
 
 System = Literal["bm25", "bm25-tokens", "dense", "idf-bag", "pretrained", "finetuned"]
@@ -43,6 +44,7 @@ class Variant(BaseModel):
     two_phase_window: Annotated[int, Field(ge=50)] = 10_000
     engine: Literal["exact", "seismic"] = "exact"
     corpus_idf: Ratio = 0.0  # share of the searched corpus's IDF in the query weights
+    idf_stemmer: Stems = ""  # language: words of one stem are counted together for corpus_idf; "" = none
     query_counts: bool = False  # a token that the query holds n times weighs n times its IDF
 
     @model_validator(mode="after")
@@ -52,6 +54,8 @@ class Variant(BaseModel):
             raise ValueError("of 'dense': its vectors have no terms to prune and no posting lists")
         if (self.corpus_idf or self.query_counts) and self.of in ("bm25", "bm25-tokens"):
             raise ValueError(f"{self.of!r} weighs by the searched corpus and counts query words already")
+        if self.idf_stemmer and not self.corpus_idf:
+            raise ValueError("idf_stemmer without corpus_idf: it says how that is counted")
         if self == Variant.model_construct(of=self.of):
             raise ValueError(f"this is {self.of!r} itself: set an option")
         own = {name for name in type(self).model_fields if name.startswith("two_phase_")}
