@@ -22,6 +22,7 @@ import torch
 from scipy.sparse import csr_matrix
 from sentence_transformers import util
 
+from nblib.cost import THREADS
 from nblib.run.progress import report
 from nblib.search.inverted import InvertedIndex, TwoPhase
 from nblib.search.seismic import ApproximateIndex
@@ -30,7 +31,6 @@ from nblib.speed.postings import Case
 from nblib.speed.rows import row
 
 MS_MARCO = 8_841_823  # passages
-THREADS = (1, 2, 4)
 CHECKED = 5  # queries whose scores must be the same on all sides
 SLOW = 3  # repeats of what takes seconds
 SLOW_QUERIES = 20  # of a side that takes a second for each
