@@ -6,7 +6,7 @@ N documents, V terms, H dimensions of a dense vector.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -58,7 +58,7 @@ class Blocks:
 
 
 def cached(
-    folder: Path, version: list[str], texts: list[str], encode: Callable[[list[str]], Reps]
+    folder: Path, version: list[str], texts: Sequence[str], encode: Callable[[Sequence[str]], Reps]
 ) -> tuple[Reps, float]:
     """Encode texts, or read what an earlier evaluation encoded.
 
@@ -75,30 +75,33 @@ def cached(
 
 
 def cached_blocks(
-    folder: Path, version: list[str], texts: list[str], encode: Callable[[list[str]], csr_matrix]
+    folder: Path, version: list[str], texts: Sequence[str], encode: Callable[[Sequence[str]], csr_matrix]
 ) -> tuple[Blocks, float]:
     """Encode a corpus in parts of PART documents, of which one is in memory at a time; as `cached`.
 
     A call that was killed goes on with the part that it was at. The reps of a corpus of several parts are
     read from the files whenever they are used, so these must stay so long.
     """
-    parts = [texts[at : at + PART] for at in range(0, len(texts), PART)] or [texts]
-    if len(parts) == 1:
+    if len(texts) <= PART:
         d_reps, seconds = cached(folder, version, texts, encode)
         return Blocks.whole(d_reps), seconds
-    paths = [_path(folder, version, part) for part in parts]
-    seconds = sum(_cached(path, part, encode)[1] for path, part in zip(paths, parts, strict=True))
-    return Blocks([len(part) for part in parts], lambda i: _read_reps(paths[i])[0]), seconds
+    paths, sizes, seconds = [], [], 0.0
+    for at in range(0, len(texts), PART):
+        part = texts[at : at + PART]
+        paths.append(_path(folder, version, part))
+        sizes.append(len(part))
+        seconds += _cached(paths[-1], part, encode)[1]
+    return Blocks(sizes, lambda i: _read_reps(paths[i])[0]), seconds
 
 
-def _path(folder: Path, version: list[str], texts: list[str]) -> Path:
+def _path(folder: Path, version: list[str], texts: Sequence[str]) -> Path:
     digest = hashlib.sha256("\0".join(version).encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())
     return folder / f"{digest.hexdigest()[:20]}.npz"
 
 
-def _cached(path: Path, texts: list[str], encode: Callable[[list[str]], Reps]) -> tuple[Reps, float]:
+def _cached(path: Path, texts: Sequence[str], encode: Callable[[Sequence[str]], Reps]) -> tuple[Reps, float]:
     if path.exists():
         try:
             return _read_reps(path)

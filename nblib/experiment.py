@@ -2,7 +2,8 @@
 
 import difflib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from nblib.data.collections import catalogue, notices, open_collection, read_folder
 from nblib.data.formats import BeirSet, document_text
 from nblib.data.lines import DataError
+from nblib.data.texts import SpooledTexts
 from nblib.evaluate import Qrels
 from nblib.files import at_root
 
@@ -21,7 +23,7 @@ class EvalSet:
     name: str
     split: str
     doc_ids: list[str]
-    texts: list[str]  # title and text, as every system gets them
+    texts: Sequence[str]  # title and text, as every system gets them
     query_ids: list[str]
     queries: list[str]
     qrels: Qrels  # only the queries above; a judged document may be absent from the corpus
@@ -104,9 +106,17 @@ def _not_found(name: str, data_dir: str, sets_dir: str) -> str:
 
 
 def load_eval_sets(
-    names: list[str], data_dir: str, split: str, max_queries: int, seed: int, sets_dir: str = ""
+    names: list[str],
+    data_dir: str,
+    split: str,
+    max_queries: int,
+    seed: int,
+    sets_dir: str,
+    spool: Path,
 ) -> tuple[list[EvalSet], dict[str, str]]:
     """Read several sets; what cannot be read stops none of the others. See load_eval_set.
+
+    The texts of one set are in memory while it is read; then they lie in a file of the folder `spool`.
 
     Returns:
         sets: those that were read.
@@ -119,7 +129,7 @@ def load_eval_sets(
     sets, missing = [], {}
     for name in names:
         try:
-            sets.append(load_eval_set(name, data_dir, split, max_queries, seed, sets_dir))
+            sets.append(_spooled(load_eval_set(name, data_dir, split, max_queries, seed, sets_dir), spool))
         except (DataError, OSError) as error:
             missing[name] = str(error)
             print(f"NOT READ {name}: {error}")
@@ -131,6 +141,10 @@ def load_eval_sets(
     if twice := sorted({n for n in short if short.count(n) > 1}):
         raise ValueError(f"two data sets are called {', '.join(twice)}: rename one of the folders")
     return sets, missing
+
+
+def _spooled(data: EvalSet, spool: Path) -> EvalSet:
+    return replace(data, texts=SpooledTexts(data.texts, spool))
 
 
 def missing_text(missing: dict[str, str]) -> str:

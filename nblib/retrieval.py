@@ -6,7 +6,7 @@ N documents, Q queries, k hits of each.
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,7 +76,7 @@ class DenseProduct:
 
 def search_all(
     systems: list[System],
-    texts: list[str],
+    texts: Sequence[str],
     queries: list[str],
     k: int,
     variants: Mapping[str, Any] | None = None,
@@ -114,7 +114,7 @@ def search_all(
 
 
 def _entries(
-    system: System, texts: list[str], variants: Mapping[str, Any], scratch: Path | None
+    system: System, texts: Sequence[str], variants: Mapping[str, Any], scratch: Path | None
 ) -> Iterator[Entry]:
     entry = enter(system, texts, scratch)
     yield entry
@@ -127,7 +127,7 @@ def _entries(
         yield vary(entry, name, options, system, count, scratch)
 
 
-def enter(system: System, texts: list[str], scratch: Path | None = None) -> Entry:
+def enter(system: System, texts: Sequence[str], scratch: Path | None = None) -> Entry:
     """Encode a corpus and build the system's exact engine over it; scratch: see `build`.
 
     Raises:

@@ -5,7 +5,7 @@ N documents, Q queries, V terms (of a vocabulary or of an index), H dimensions o
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,7 @@ class System:
     """
 
     name: str
-    index: Callable[[list[str]], tuple[Documents, EncodeQueries, float]]
+    index: Callable[[Sequence[str]], tuple[Documents, EncodeQueries, float]]
     tokenizer: Any = None  # names the V terms; None if they are not a tokenizer's
     idf: np.ndarray | None = None  # [V] if its queries are bags of that tokenizer's tokens, so weighted
     query_length: int | None = None  # tokens kept of a query; None = all
@@ -59,7 +59,7 @@ class System:
 def bm25(analyzer: str | Callable[[str], list[str]], name: str = "bm25") -> System:
     """BM25 over the full text; the document weights are BM25's, the query weights are term counts."""
 
-    def index(texts: list[str]) -> tuple[Documents, EncodeQueries, float]:
+    def index(texts: Sequence[str]) -> tuple[Documents, EncodeQueries, float]:
         start = time.perf_counter()
         bm25_index = Bm25(texts, analyzer)
         d_reps = Blocks.whole(bm25_index.doc_matrix)
@@ -82,7 +82,7 @@ def bm25_tokens(tokenizer: Any, max_length: int) -> System:
 def idf_bag(tokenizer: Any, idf: np.ndarray, max_length: int, cache: Path) -> System:
     """No training at all: the sum of the IDF of the query's tokens that the document's first tokens hold."""
 
-    def index(texts: list[str]) -> tuple[Documents, EncodeQueries, float]:
+    def index(texts: Sequence[str]) -> tuple[Documents, EncodeQueries, float]:
         version = ["tokens", tokenizer_rules(tokenizer), str(max_length)]
         encode = lambda part: token_matrix(part, tokenizer, max_length)  # noqa: E731
         d_reps, seconds = cached_blocks(cache, version, texts, encode)
@@ -113,7 +113,7 @@ def learned_sparse(
     model = functools.cache(lambda: _load_sparse(folder, max_length, precision))  # once, and late
     version = functools.cache(lambda: [sha256_paths([folder]), str(max_length), precision])  # of that model
 
-    def encode(texts: list[str]) -> Reps:
+    def encode(texts: Sequence[str]) -> Reps:
         tick = lambda n: report(f"{name}: documents", n, len(texts))  # noqa: E731
         with _kernels(model(), precision):
             return model().encode_documents(texts, batch_size, tick)
@@ -122,7 +122,7 @@ def learned_sparse(
         with _kernels(model(), precision):
             return model().encode_queries(queries, idf, batch_size)
 
-    def index(texts: list[str]) -> tuple[Documents, EncodeQueries, float]:
+    def index(texts: Sequence[str]) -> tuple[Documents, EncodeQueries, float]:
         d_reps, seconds = cached_blocks(cache, version(), texts, encode)
         return d_reps, encode_queries, seconds
 
@@ -171,14 +171,14 @@ def dense(teacher: str, max_length: int, batch_size: int, cache: Path) -> System
         ) from error
     encoder = load_dense(teacher, max_length, "cuda" if torch.cuda.is_available() else "cpu")
 
-    def encode(texts: list[str]) -> np.ndarray:
+    def encode(texts: Sequence[str]) -> np.ndarray:
         tick = lambda n: report("dense: documents", n, len(texts))  # noqa: E731
         return encode_dense(encoder, texts, "document", True, batch_size, tick)  # [N, H]
 
     def encode_queries(queries: list[str]) -> np.ndarray:
         return encode_dense(encoder, queries, "query", True, batch_size)
 
-    def index(texts: list[str]) -> tuple[Documents, EncodeQueries, float]:
+    def index(texts: Sequence[str]) -> tuple[Documents, EncodeQueries, float]:
         d_reps, seconds = cached(cache, model.key(str(max_length)), texts, encode)
         return d_reps, encode_queries, seconds
 

@@ -95,17 +95,19 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path, capsys):
 
 def test_a_missing_set_stops_none_of_the_others(tmp_path, capsys):
     names = ["tests/data/english", "nanobeir:nq", "nowhere/at/all", "scifac", str(KOREAN)]
-    sets, missing = load_eval_sets(names, "", "test", 0, 13)
+    sets, missing = load_eval_sets(names, "", "test", 0, 13, "", tmp_path / "spool")
     assert [data.name for data in sets] == ["english", "korean"]
     assert list(missing) == ["nanobeir:nq", "nowhere/at/all", "scifac"]
     assert "hub/zeta-alpha-ai/NanoNQ" in missing["nanobeir:nq"] and "HF_HUB_OFFLINE" in missing["nanobeir:nq"]
     assert "did you mean scifact?" in missing["scifac"]
     assert capsys.readouterr().out.count("NOT READ") == 3
+    assert [list(data.texts) for data in sets] == [load_eval_set(n, "", "test").texts for n in names[::4]]
+    assert not list((tmp_path / "spool").iterdir()), "the texts lie in files without a name"
     text = missing_text(missing)
     assert text.startswith("**Not evaluated: 3 of") and all(f"- **{name}**: " in text for name in missing)
     assert missing_text({}) == ""
     with pytest.raises(DataError, match="(?s)no data set could be read.*scifac: .*nowhere"):
-        load_eval_sets(["scifac", "nowhere/at/all"], "", "test", 0, 13)
+        load_eval_sets(["scifac", "nowhere/at/all"], "", "test", 0, 13, "", tmp_path)
 
 
 def test_a_judged_document_may_be_absent(tmp_path):

@@ -183,4 +183,4 @@ def test_a_sample_of_queries_takes_its_judgements_along(tmp_path):
 def test_two_sets_of_one_name_are_refused(tmp_path):
     one, other = small_set(tmp_path / "a" / "tiny"), small_set(tmp_path / "b" / "tiny")
     with pytest.raises(ValueError, match="two data sets are called tiny"):
-        load_eval_sets([str(one), str(other)], "", "test", 0, 1)
+        load_eval_sets([str(one), str(other)], "", "test", 0, 1, "", tmp_path)

@@ -1,6 +1,6 @@
 """A set that 01_data_prep built, by position: texts, ids, judgements and the lines of train_rows.jsonl.
 
-Ids become 64-bit keys (nblib.train.texts.id_key), so that a set of millions fits in arrays.
+Ids become 64-bit keys (nblib.data.texts.id_key), so that a set of millions fits in arrays.
 
 Letters: R lines of train_rows.jsonl, T documents that they name, one line after the other.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 from nblib.data.formats import HEADER, document_text, parse_document, read_beir
 from nblib.data.lines import Checker, DataError, read_lines, text_field, with_gz
-from nblib.train.texts import id_key, index_jsonl
+from nblib.data.texts import id_key, index_jsonl
 
 
 class Ids:

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 from nblib.data.difficulty import CLASSES, classify_difficulty
 from nblib.data.lines import DataError
+from nblib.data.texts import JoinedTexts, JsonlTexts
 from nblib.teachers.given import GivenScores
 from nblib.train.built import BuiltSet, open_folder, read_kd_ids
 from nblib.train.rows import Lists, Rows, Sets
-from nblib.train.texts import JoinedTexts, JsonlTexts
 
 
 @dataclass(eq=False)

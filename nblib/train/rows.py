@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from nblib.train.texts import spans
+from nblib.data.texts import spans
 
 
 class Lists(Mapping[int, list[int]]):

@@ -14,9 +14,9 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from nblib.data.texts import spans, texts_identity
 from nblib.files import atomic_file
 from nblib.idf import tokenizer_rules
-from nblib.train.texts import spans, texts_identity
 
 Parse = Callable[[dict[str, Any]], str]
 

@@ -8,8 +8,8 @@ import torch
 
 from nblib.backbones import load_tokenizer
 from nblib.data.lines import DataError, text_field
+from nblib.data.texts import JoinedTexts, index_jsonl, spans
 from nblib.model.padding import pad
-from nblib.train.texts import JoinedTexts, index_jsonl, spans
 from nblib.train.tokens import TokenStore
 
 

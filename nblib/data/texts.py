@@ -1,4 +1,4 @@
-"""Texts that stay in their files and are read by their place, for sets larger than memory.
+"""Texts that stay in files and are read by their place, for sets larger than memory.
 
 Letters: N texts.
 """
@@ -6,6 +6,7 @@ Letters: N texts.
 import hashlib
 import json
 import mmap
+import tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -118,6 +119,34 @@ def index_jsonl(file: str | Path, parse: Parse) -> tuple[np.ndarray, JsonlTexts]
             f"{file}, line {numbers[again[0]]}: its _id stands on an earlier line; make ids unique"
         )
     return found, JsonlTexts(file, np.frombuffer(starts, np.int64), np.frombuffer(stops, np.int64), parse)
+
+
+class SpooledTexts(Sequence[str]):
+    """Texts put into a file without a name, of which only the places are held; it goes with the object.
+
+    Args:
+        texts: N texts, read once.
+        folder: where the file lies; made if need be.
+    """
+
+    def __init__(self, texts: Iterable[str], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        ends = array("q", [0])
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for text in texts:
+                ends.append(ends[-1] + file.write(text.encode()))
+            file.flush()
+            self._held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if ends[-1] else b""
+        self._ends = np.frombuffer(ends, np.int64)  # [N + 1]
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        i = range(len(self))[i]  # counts from the end, or raises IndexError, as a list does
+        return self._held[self._ends[i] : self._ends[i + 1]].decode()
 
 
 class JoinedTexts(Sequence[str]):
