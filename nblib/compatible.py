@@ -7,7 +7,7 @@ import numpy as np
 
 from nblib.backbones import load_tokenizer
 from nblib.idf import load_idf, tokenizer_rules
-from nblib.query_side import query_side, query_weights_file
+from nblib.query_side import query_side, query_weights_file, warn_of_other_weights
 
 
 def check_model(system: str, folder: str | Path) -> None:
@@ -35,7 +35,7 @@ def check_model(system: str, folder: str | Path) -> None:
 
 
 def query_weights(idf_path: str | Path, folder: str | Path, tokenizer: Any) -> np.ndarray | None:
-    """Read the query weights that a model was trained with.
+    """Read the query weights of a model, and print a line if it was trained with others.
 
     Args:
         idf_path: idf.json of 02.
@@ -59,6 +59,7 @@ def query_weights(idf_path: str | Path, folder: str | Path, tokenizer: Any) -> n
             f"{folder} was trained with binary queries, but {file} holds weights other than 1: restore the "
             "idf.json that 04 wrote into its folder"
         )
+    warn_of_other_weights(folder, idf, file)
     return idf
 
 

@@ -215,6 +215,24 @@ def _find(system: str, need: str, folders: dict[str, str]) -> Path:
     )
 
 
+def find_input(parameter: str, given: str) -> Path:
+    """Find the model folder or the idf.json that a parameter leads to, as check_inputs does.
+
+    Args:
+        parameter: "idf_dir", "pretrain_dir" or "model_dir".
+        given: its value: the folder of a step's run, or that of a model, or an idf.json.
+
+    Raises:
+        FileNotFoundError: neither; names the step that writes it.
+    """
+    if found := _held(parameter, at_root(given)):
+        return found
+    raise FileNotFoundError(
+        f"{at_root(given)} holds no {_artifact(parameter)}: run {STEP[parameter]} first "
+        f"(`python -m nblib run --only {STEP[parameter]}`), or set {parameter}"
+    )
+
+
 def _held(parameter: str, given: Path) -> Path | None:
     """Find what a step wrote into the folder of its run, or what was given in its place."""
     written = given / "artifacts" / _artifact(parameter)

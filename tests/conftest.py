@@ -13,7 +13,7 @@ from nblib.backbones import load_tokenizer, make_tiny_bert  # noqa: E402
 from nblib.data.formats import document_text, read_beir, write_beir  # noqa: E402
 from nblib.data.negatives import mine_negatives  # noqa: E402
 from nblib.files import ROOT  # noqa: E402
-from nblib.idf import compute_idf_weights  # noqa: E402
+from nblib.idf import compute_idf_weights, load_idf  # noqa: E402
 
 ENGLISH = ROOT / "tests" / "data" / "english"
 KOREAN = ROOT / "tests" / "data" / "korean"
@@ -57,13 +57,16 @@ def steps(tiny_backbone, mined_set, tmp_path_factory):
 def trained(tmp_path_factory):
     """Folders as 02, 03 and 04 leave them, with a small random model."""
     from nblib.model.encoder import NeuralSparseEncoder
+    from nblib.query_side import note_weights
     from tests.steps import QUERIES, TEXTS
 
     base = tmp_path_factory.mktemp("steps")
     bert = make_tiny_bert(base / "bert", TEXTS + QUERIES, vocab_size=200)
+    idf_file, tokenizer = base / "02" / "artifacts" / "idf.json", load_tokenizer(str(bert))
+    compute_idf_weights(TEXTS, tokenizer, idf_file)
     for step in ("03", "04"):
         folder = base / step / "artifacts" / "final_model"
         folder.mkdir(parents=True)
         NeuralSparseEncoder(str(bert), max_length=32).save_pretrained(folder)
-    compute_idf_weights(TEXTS, load_tokenizer(str(bert)), base / "02" / "artifacts" / "idf.json")
+        note_weights(folder, load_idf(idf_file, tokenizer))
     return {"idf_dir": str(base / "02"), "pretrain_dir": str(base / "03"), "model_dir": str(base / "04")}

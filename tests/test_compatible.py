@@ -8,6 +8,7 @@ import pytest
 
 from nblib import systems
 from nblib.backbones import EMBEDDED, embedded_folder, load_tokenizer, make_tiny_bert
+from nblib.compatible import query_weights
 from nblib.files import read_json, write_json
 from nblib.idf import compute_idf_weights, load_idf
 from nblib.model.encoder import NeuralSparseEncoder
@@ -125,3 +126,17 @@ def test_the_same_vocabulary_cut_by_other_rules_is_another_tokenizer(trained, tm
     write_json(tmp_path / "cased" / "tokenizer.json", rules)
     with pytest.raises(ValueError, match="different tokenizers"):
         all_systems(trained | {"model_dir": str(tmp_path / "cased")}, tmp_path, ["pretrained", "finetuned"])
+
+
+def test_another_idf_than_in_training_is_said_and_taken(trained, tmp_path, capsys):
+    """Only a model that notes its weights can say so; a learned or binary one brings its own."""
+    tokenizer, model = load_tokenizer(str(model_of(trained))), model_of(trained)
+    query_weights(idf_of(trained), model, tokenizer)
+    assert capsys.readouterr().out == ""
+    write_json(other := tmp_path / "idf.json", {t: w + 1.0 for t, w in read_json(idf_of(trained)).items()})
+    idf = query_weights(other, model, tokenizer)
+    assert f"NOTE {model} was trained with other IDF than {other}" in capsys.readouterr().out
+    np.testing.assert_array_equal(idf, load_idf(other, tokenizer))
+    query_weights(other, with_side(trained, tmp_path / "unnoted", "idf", False), tokenizer)
+    query_weights(other, with_side(trained, tmp_path / "learned", "learned-idf"), tokenizer)
+    assert capsys.readouterr().out == ""

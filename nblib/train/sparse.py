@@ -14,6 +14,7 @@ from nblib.model.lora import add_lora
 from nblib.model.retriever import SparseRetriever
 from nblib.objective import SparseLoss
 from nblib.precision import choose_kernels, quick_fp32, resolve_precision
+from nblib.query_side import note_weights
 from nblib.train.callbacks import DEV_LOG, TRAINING_LOG, Guard, JsonlLog, LiveLine, ReturnMemory
 from nblib.train.checkpoints import run_or_resume
 from nblib.train.collator import Collator
@@ -97,6 +98,8 @@ def train_sparse(
             encoder.save_pretrained(tmp)
             if config.query_side in ("learned-idf", "binary"):
                 retriever.save_query_weights(tmp / "idf.json")
+            else:
+                note_weights(tmp, retriever.idf.detach().cpu().numpy()[: len(encoder.tokenizer)])
     return folder / "final_model"
 
 

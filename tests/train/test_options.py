@@ -11,12 +11,13 @@ from transformers import TrainerCallback
 
 from nblib.data.difficulty import CLASSES
 from nblib.experiment import load_eval_set
-from nblib.files import read_json
+from nblib.files import read_json, write_json
 from nblib.idf import compute_idf_weights, load_idf
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.lora import add_lora
 from nblib.model.padding import pad
 from nblib.objective import SparseLoss
+from nblib.query_side import warn_of_other_weights
 from nblib.train.callbacks import read_log
 from nblib.train.collator import Collator
 from nblib.train.data import load_training_set
@@ -50,9 +51,14 @@ def test_learned_idf_moves_and_is_saved_with_the_model(tiny_backbone, data, tmp_
     assert NeuralSparseEncoder.load(folder).query_side == "learned-idf"
 
 
-def test_frozen_idf_stays_with_02(tiny_backbone, data, tmp_path):
-    _, folder = train(tiny_backbone, data, tmp_path)
+def test_frozen_idf_stays_with_02_and_the_model_knows_it(tiny_backbone, data, tmp_path, capsys):
+    encoder, folder = train(tiny_backbone, data, tmp_path)
     assert not (folder / "idf.json").exists()
+    for factor, said in ((1.0, 0), (1.01, 1)):
+        weights = compute_idf_weights(data.documents, encoder.tokenizer)
+        write_json(tmp_path / "idf.json", {token: w * factor for token, w in weights.items()})
+        warn_of_other_weights(folder, load_idf(tmp_path / "idf.json", encoder.tokenizer), tmp_path)
+        assert capsys.readouterr().out.count("was trained with other IDF") == said
 
 
 def test_siamese_training_reads_queries_with_the_encoder(tiny_backbone, data, tmp_path):
