@@ -5,10 +5,10 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run standard test lint lab lock clean
+.PHONY: help run standard test lint lab opensearch-up opensearch-down lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12 make run   another Python (3.11 to 3.13)"
 	@echo "  $(BIN)/python -m nblib --help   parameters, single notebooks, resume"
@@ -30,6 +30,12 @@ lint: $(STAMP) ## ruff, and notebooks stripped of outputs
 lab: $(STAMP) ## set up, then open the notebooks in JupyterLab
 	@PYTHONPATH="$(CURDIR)" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab \
 	  --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+
+opensearch-up: $(STAMP) ## start an OpenSearch node on 127.0.0.1:9200 (Linux; Java 21 or newer, Maven)
+	@$(BIN)/python -m nblib.opensearch.node up
+
+opensearch-down: $(STAMP) ## stop it; what it holds stays
+	@$(BIN)/python -m nblib.opensearch.node down
 
 # The version test comes first; the stamp comes last, so an interrupted set-up is taken up again.
 $(STAMP): requirements.lock

@@ -1,0 +1,276 @@
+"""Start and stop one OpenSearch node on this machine's loopback: python -m nblib.opensearch.node up | down.
+
+For tests, 07 and trials: without security, since nothing but this machine reaches it.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nblib.data.collections import data_home
+from nblib.files import read_json, write_json, write_text
+from nblib.opensearch.assemble import DJL, TORCH, VERSION, NoServer, assemble, find_tools
+from nblib.run.lock import locked
+
+NOBODY = 65534  # the server refuses to run as root
+START_S = 180
+STOP_S = 60
+SETTINGS = """\
+cluster.name: nblib
+node.name: node
+network.host: 127.0.0.1
+discovery.type: single-node
+cluster.routing.allocation.disk.threshold_enabled: false
+plugins.ml_commons.only_run_on_ml_node: false
+plugins.ml_commons.model_access_control_enabled: false
+plugins.ml_commons.native_memory_threshold: 100
+plugins.ml_commons.jvm_heap_memory_threshold: 100
+plugins.ml_commons.allow_registering_model_via_url: true
+plugins.ml_commons.allow_registering_model_via_local_file: true
+plugins.ml_commons.trusted_url_regex: "^(https?|file)://.*"
+"""
+LOGGING = """\
+status = error
+appender.file.type = File
+appender.file.name = file
+appender.file.fileName = ${sys:opensearch.logs.base_path}${sys:file.separator}node.log
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = [%d{ISO8601}][%-5p][%-25c{1.}] %m%n
+rootLogger.level = info
+rootLogger.appenderRef.file.ref = file
+"""
+JVM = [
+    "-XX:+UseG1GC",
+    "-XX:MaxDirectMemorySize=512m",
+    "--enable-native-access=ALL-UNNAMED",
+    "--add-modules=jdk.incubator.vector",
+    "-Dopensearch.distribution.type=tar",
+    "-Dopensearch.bundled_jdk=false",
+    "-Dfile.encoding=UTF-8",
+    "-Djava.awt.headless=true",
+    "-Djna.nosys=true",
+    "-Dlog4j.shutdownHookEnabled=false",
+    "-Dlog4j2.disable.jmx=true",
+    "-Dio.netty.noUnsafe=true",
+    "-Dio.netty.noKeySetOptimization=true",
+    "-Dio.netty.recycler.maxCapacityPerThread=0",
+]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that was started: its address, its process, and the folder of its data, logs and settings."""
+
+    url: str
+    pid: int
+    folder: Path
+
+    def alive(self) -> bool:
+        """Tell whether the process is there and is a server, not one that got its number since."""
+        try:
+            words = Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+        return str(self.folder).encode() in words
+
+    def stop(self) -> None:
+        """End the node in order; what it holds stays in its folder for the next start."""
+        self._signal(signal.SIGTERM)
+        if not _within(STOP_S, lambda: not self.alive()):
+            self.kill()
+
+    def kill(self) -> None:
+        """End the node as a power cut would."""
+        self._signal(signal.SIGKILL)
+        _within(STOP_S, lambda: not self.alive())
+
+    def _signal(self, number: int) -> None:
+        if self.alive():
+            os.kill(self.pid, number)
+
+
+def server_folder() -> Path:
+    """Name the folder of downloads and data: NBLIB_OPENSEARCH, or opensearch beside cached collections.
+
+    Root starts the server as nobody, who has to reach the folder: where a cache in root's home is closed to
+    others, it is nblib-opensearch in the folder for temporary files.
+    """
+    if given := os.environ.get("NBLIB_OPENSEARCH"):
+        return Path(given).absolute()
+    folder = data_home() / "opensearch"
+    held = [place for place in folder.parents if place.exists()]
+    if os.geteuid() == 0 and not all(place.stat().st_mode & 0o001 for place in held):
+        return Path(tempfile.gettempdir()) / "nblib-opensearch"
+    return folder
+
+
+def start(
+    name: str = "node",
+    port: int = 0,
+    heap: str = "1g",
+    base: Path | None = None,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+) -> Node:
+    """Start a node, laying the server out first if need be, and wait until it answers.
+
+    Args:
+        name: of its folder under base/nodes; a node that runs there is returned as it is, data of an earlier
+            one are taken up.
+        port: of HTTP; 0 takes a free one.
+        heap: of Java, such as "1g"; full-size models want 2g: with less, ML Commons answers 429 to them.
+        base: see server_folder.
+        fresh: without the data of an earlier one; one that runs is ended.
+        say: takes a line before the long parts.
+
+    Raises:
+        NoServer: Java or Maven is missing, a part cannot be fetched, or the node ended; holds its last words.
+    """
+    base = base or server_folder()
+    folder = base / "nodes" / name
+    with locked(folder, wait=True):
+        if found := running(name, base):
+            if not fresh:
+                return found
+            found.kill()
+        if fresh:
+            shutil.rmtree(folder / "data", ignore_errors=True)
+        tools = find_tools()
+        home = assemble(base / f"home-{VERSION}", tools.maven, say)
+        port = port or _free_port()
+        _settle(folder, home, port)
+        with open(folder / "logs" / "stdout.log", "wb") as log:
+            process = _launch(tools.java, home, folder, heap, log)
+        node = Node(f"http://127.0.0.1:{port}", process.pid, folder)
+        write_json(folder / "node.json", {"url": node.url, "pid": node.pid})
+        begun = time.perf_counter()
+        answers = lambda: process.poll() is not None or _healthy(node.url)  # noqa: E731
+        if not _within(START_S, answers) or process.poll() is not None:
+            node.kill()
+            raise NoServer(f"the node did not start: {_last_words(folder)}")
+        say(f"OpenSearch {VERSION} at {node.url}, pid {node.pid}, {time.perf_counter() - begun:.0f} s")
+    return node
+
+
+def running(name: str = "node", base: Path | None = None) -> Node | None:
+    """Find the node of this name if it runs."""
+    folder = (base or server_folder()) / "nodes" / name
+    if not (folder / "node.json").exists():
+        return None
+    held = read_json(folder / "node.json")
+    node = Node(held["url"], held["pid"], folder)
+    return node if node.alive() else None
+
+
+def _settle(folder: Path, home: Path, port: int) -> None:
+    """Write the settings, and give the folder to whom the server runs as."""
+    for part in ("data", "logs", "tmp", "config"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    places = f"path.data: {folder / 'data'}\npath.logs: {folder / 'logs'}\n"
+    ports = f"http.port: {port}\ntransport.port: {_free_port()}\nnode.processors: {os.cpu_count() or 1}\n"
+    write_text(folder / "config" / "opensearch.yml", SETTINGS + places + ports)
+    write_text(folder / "config" / "log4j2.properties", LOGGING)
+    bridge = folder / "data" / "ml_cache" / "pytorch" / f"{TORCH}-cpu-linux-x86_64" / f"{DJL}-libdjl_torch.so"
+    if not bridge.exists():  # DJL looks nowhere else for it
+        bridge.parent.mkdir(parents=True, exist_ok=True)
+        bridge.write_bytes((home / "libdjl_torch.so").read_bytes())
+    if os.geteuid() == 0:
+        for place in (folder, *folder.rglob("*")):
+            os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
+
+
+def _launch(java: Path, home: Path, folder: Path, heap: str, log) -> subprocess.Popen:
+    agent = home / "agent" / f"opensearch-agent-{VERSION}.jar"
+    paths = [
+        f"-javaagent:{agent}",
+        f"-Djava.io.tmpdir={folder / 'tmp'}",
+        f"-Dopensearch.path.home={home}",
+        f"-Dopensearch.path.conf={folder / 'config'}",
+    ]
+    command = [java, f"-Xms{heap}", f"-Xmx{heap}", *JVM, *paths, "-cp", home / "lib" / "*"]
+    surroundings = {
+        "PATH": "/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "PYTORCH_LIBRARY_PATH": str(home / "libtorch"),
+        "PYTORCH_VERSION": TORCH,
+        "PYTORCH_FLAVOR": "cpu",
+        "DJL_OFFLINE": "true",
+        "OPT_OUT_TRACKING": "true",
+    }
+    user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    return subprocess.Popen(
+        [*command, "org.opensearch.bootstrap.OpenSearch"],
+        cwd=home,
+        env=surroundings,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # it outlives the command that started it
+        **user,
+    )
+
+
+def _healthy(url: str) -> bool:
+    """Tell whether the node answers; never through a proxy."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/_cluster/health?wait_for_status=yellow&timeout=5s", timeout=10) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _within(seconds: float, done: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while not (held := done()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return held
+
+
+def _last_words(folder: Path) -> str:
+    words = (folder / "logs" / "stdout.log").read_text(errors="replace").strip()
+    if not words and (log := folder / "logs" / "node.log").exists():
+        words = log.read_text(errors="replace").strip()
+    said = "\n".join(line for line in words.splitlines() if not line.startswith("\tat "))  # no stack
+    return f"{said[-1500:] or 'it said nothing'} (logs: {folder / 'logs'})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Start or stop the node from the command line; returns the exit code."""
+    top = argparse.ArgumentParser(prog="python -m nblib.opensearch.node", description=__doc__.splitlines()[0])
+    top.add_argument("action", choices=["up", "down"])
+    top.add_argument("--port", type=int, default=9200, help="of HTTP on 127.0.0.1; 0 takes a free one (9200)")
+    top.add_argument("--heap", default="2g", help="of Java (2g)")
+    options = top.parse_args(argv)
+    if options.action == "down":
+        node = running()
+        if node:
+            node.stop()
+        print(f"stopped {node.url}; its data stay in {node.folder}" if node else "no node is running")
+        return 0
+    try:
+        start(port=options.port, heap=options.heap)
+    except NoServer as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

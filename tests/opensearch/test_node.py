@@ -1,0 +1,92 @@
+"""The node: found again, data kept, refused in words where it cannot be started."""
+
+import os
+import stat
+import time
+
+import pytest
+
+from nblib.opensearch import assemble
+from nblib.opensearch import node as nodes
+from nblib.opensearch.assemble import NoServer, find_tools
+
+
+def program(path, said):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{said}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """A machine with neither Java nor Maven."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setattr(assemble.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(assemble.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(assemble, "JAVA_FOLDERS", tmp_path / "jvm")
+    return tmp_path
+
+
+def test_tools_that_lack_are_named(bare, monkeypatch):
+    with pytest.raises(NoServer, match="needs Java 21 or newer; none was found"):
+        find_tools()
+    old = program(bare / "jvm" / "java-17" / "bin" / "java", "echo 'openjdk version \"17.0.9\"' >&2")
+    with pytest.raises(NoServer, match="needs Java 21 or newer; the newest found is 17"):
+        find_tools()
+    new = program(bare / "jvm" / "java-21" / "bin" / "java", "echo 'openjdk version \"21.0.1\"' >&2")
+    with pytest.raises(NoServer, match=r"Maven \(mvn\) is not on the PATH"):
+        find_tools()
+    maven = program(bare / "bin" / "mvn", "exit 0")
+    assert (find_tools().java, find_tools().maven) == (new, maven)
+    monkeypatch.setenv("JAVA_HOME", str(old.parent.parent))
+    assert find_tools().java == new, "the newest, whatever JAVA_HOME says"
+    monkeypatch.setattr(assemble.platform, "system", lambda: "Darwin")
+    with pytest.raises(NoServer, match=r"on Linux, x86-64, only.*docker compose up"):
+        find_tools()
+
+
+def test_a_failed_download_leaves_nothing_half_done(tmp_path):
+    maven = program(tmp_path / "mvn", "echo '[ERROR] Could not transfer artifact'; exit 1")
+    with pytest.raises(
+        NoServer, match="(?s)could not fetch the server's parts:.*Could not transfer artifact"
+    ):
+        assemble.assemble(tmp_path / "base" / "home", maven, say=lambda line: None)
+    assert [p.name for p in (tmp_path / "base").iterdir()] == [".lock"]
+
+
+def test_a_running_node_is_found_again(node):
+    assert nodes.start("tests") == nodes.running("tests") and nodes.running("tests").url == node.url
+    assert nodes.running("another name") is None
+
+
+def test_a_process_number_that_another_has_got_is_no_node(tmp_path):
+    other = nodes.Node("http://127.0.0.1:1", os.getpid(), tmp_path / "nodes" / "x")
+    assert not other.alive()
+    other.kill()  # must not end this process
+    assert time.monotonic() > 0
+
+
+def test_root_needs_a_folder_that_nobody_reaches(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBLIB_OPENSEARCH", str(tmp_path / "mine"))
+    assert nodes.server_folder() == tmp_path / "mine"
+    monkeypatch.delenv("NBLIB_OPENSEARCH")
+    monkeypatch.setenv("NBLIB_DATA", str(tmp_path / "closed" / "cache"))
+    (tmp_path / "closed").mkdir(mode=0o700)
+    monkeypatch.setattr(nodes.os, "geteuid", lambda: 0)
+    assert nodes.server_folder().name == "nblib-opensearch"
+    monkeypatch.setattr(nodes.os, "geteuid", lambda: 1000)
+    assert nodes.server_folder() == tmp_path / "closed" / "cache" / "opensearch"
+
+
+def test_a_node_that_ends_says_why(tmp_path, monkeypatch):
+    java = program(tmp_path / "java", "echo 'java.lang.IllegalStateException: no such memory'; exit 3")
+    (tmp_path / "base" / "home-3.6.0").mkdir(parents=True)
+    (tmp_path / "base" / "home-3.6.0" / "libdjl_torch.so").write_bytes(b"")
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(nodes, "find_tools", lambda: assemble.Tools(java, tmp_path / "mvn"))
+    monkeypatch.setattr(nodes.os, "geteuid", lambda: 1000)
+    with pytest.raises(NoServer, match=r"the node did not start: .*no such memory \(logs: "):
+        nodes.start("x", base=tmp_path / "base", say=lambda line: None)
+    assert nodes.running("x", tmp_path / "base") is None
