@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help run standard test lint lab opensearch-up opensearch-down lock clean
+.PHONY: help run standard test lint lab demo opensearch-up opensearch-down lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint: $(STAMP) ## ruff, and notebooks stripped of outputs
 lab: $(STAMP) ## set up, then open the notebooks in JupyterLab
 	@PYTHONPATH="$(CURDIR)" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab \
 	  --ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks
+
+demo: $(STAMP) ## a search page on 127.0.0.1:8765 over the quick run's model and test set
+	@$(BIN)/python -m nblib.demo
 
 opensearch-up: $(STAMP) ## start an OpenSearch node on 127.0.0.1:9200 (Linux; Java 21 or newer, Maven)
 	@$(BIN)/python -m nblib.opensearch.node up

@@ -70,3 +70,25 @@ def trained(tmp_path_factory):
         NeuralSparseEncoder(str(bert), max_length=32).save_pretrained(folder)
         note_weights(folder, load_idf(idf_file, tokenizer))
     return {"idf_dir": str(base / "02"), "pretrain_dir": str(base / "03"), "model_dir": str(base / "04")}
+
+
+@pytest.fixture(scope="session")
+def node():
+    """A real OpenSearch node, started once; skipped, with the reason, where Java or Maven is missing."""
+    from nblib.opensearch.assemble import NoServer, find_tools
+    from nblib.opensearch.node import running, start
+
+    try:
+        find_tools()
+    except NoServer as reason:
+        pytest.skip(f"no OpenSearch here: {reason}")
+    yield start("tests", fresh=True)
+    running("tests").stop()  # not the first one, if a test has killed it
+
+
+@pytest.fixture(scope="session")
+def client(node):
+    """A connection to it."""
+    from nblib.opensearch.client import connect
+
+    return connect(node.url)

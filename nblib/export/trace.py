@@ -136,7 +136,8 @@ def main() -> None:
         traced = torch.jit.trace(module, (example,), strict=False, check_trace=False)
     raw = args.path.with_name(args.path.name + ".raw")
     try:
-        torch.jit.save(traced, str(raw), _extra_files={"torch": torch.__version__.split("+")[0]})
+        notes = {"torch": torch.__version__.split("+")[0], "prune_ratio": str(module.prune_ratio)}
+        torch.jit.save(traced, str(raw), _extra_files=notes)
         without_machine_traces(raw, args.path)
     finally:
         raw.unlink(missing_ok=True)

@@ -5,14 +5,18 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from opensearchpy import OpenSearch
 
+from nblib.cost import THREADS
 from nblib.opensearch.modes import Mode, ask
 
 WARM = 20  # searches of each client before any is timed
 ROUNDS = 5
+BASE = "os-bm25"  # the mode that others are compared with
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ def measure(
     size: int,
     clients: int,
     searches: int,
+    limit_s: float = 30.0,
 ) -> list[Load]:
     """Time all modes by turns, so that a busy moment of the machine falls on all of them.
 
@@ -53,6 +58,7 @@ def measure(
         size: hits of each search.
         clients: at a time.
         searches: of each mode, by all clients together.
+        limit_s: of each mode, so that a slow one is searched less often.
     """
     bodies = {
         mode.name: [mode.request(text, weights, size) for text, weights in zip(queries, tokens, strict=True)]
@@ -66,8 +72,9 @@ def measure(
             for mode in modes:
                 start = Barrier(clients + 1)
                 warm = WARM if turn == 0 else 2
+                how = (share, warm, start, limit_s / ROUNDS)
                 jobs = [
-                    pool.submit(_one_client, client, mode, bodies[mode.name], number, share, warm, start)
+                    pool.submit(_one_client, client, mode, bodies[mode.name], number, *how)
                     for number in range(clients)
                 ]
                 start.wait()
@@ -79,19 +86,30 @@ def measure(
 
 
 def _one_client(
-    client: OpenSearch, mode: Mode, bodies: list[dict], number: int, share: int, warm: int, start: Barrier
+    client: OpenSearch,
+    mode: Mode,
+    bodies: list[dict],
+    number: int,
+    share: int,
+    warm: int,
+    start: Barrier,
+    limit_s: float,
 ) -> list[tuple[float, float]]:
     """Send searches one after the other: milliseconds as seen here, and as the cluster says."""
     first = number * len(bodies) // 7  # clients do not ask the same at the same time
+    end = time.perf_counter() + limit_s
     for turn in range(warm):
-        ask(client, mode, bodies[(first + turn) % len(bodies)])
+        if not turn or time.perf_counter() < end:
+            ask(client, mode, bodies[(first + turn) % len(bodies)])
     start.wait()
-    times = []
+    times, end = [], time.perf_counter() + limit_s
     for turn in range(share):
         body = bodies[(first + turn) % len(bodies)]
         begun = time.perf_counter()
         answer = ask(client, mode, body)
         times.append((1000 * (time.perf_counter() - begun), float(answer["took"])))
+        if time.perf_counter() > end:
+            break
     return times
 
 
@@ -99,3 +117,33 @@ def _summed_up(name: str, clients: int, times: list[tuple[float, float]], second
     here, there = np.array(times).T
     marks = [*np.percentile(here, [50, 99]), *np.percentile(there, [50, 99])]
     return Load(name, clients, len(times), *map(float, marks), len(times) / seconds)
+
+
+def relative(loads: Sequence[Load]) -> dict[tuple[str, int], float]:
+    """Divide the p99 of each mode by that of BM25 at the same number of clients: (mode, clients) -> ratio."""
+    base = {one.clients: one.p99_ms for one in loads if one.mode == BASE}
+    return {(one.mode, one.clients): one.p99_ms / base[one.clients] for one in loads}
+
+
+def into_rows(rows: list[dict[str, Any]], loads: Sequence[Load], dataset: str) -> None:
+    """Put times of one client and rates of several into the metrics rows of the set that was timed."""
+    by_name = {row["system"]: row for row in rows if row["dataset"] == dataset}
+    for one in loads:
+        row = by_name[one.mode]
+        if one.clients == 1:
+            row |= {"query_ms_p50": one.p50_ms, "query_ms_p99": one.p99_ms}
+        if one.clients in THREADS:
+            row[f"queries_per_s_{one.clients}"] = one.queries_per_s
+
+
+def table(loads: Sequence[Load]) -> pd.DataFrame:
+    """Lay loads out for reading, a line for each mode and number of clients."""
+    ratio = relative(loads)
+    lines = []
+    for one in sorted(loads, key=lambda one: one.clients):
+        line = {"clients": one.clients, "way": one.mode, "searches": one.searches}
+        line |= {"p50 / p99, ms": f"{one.p50_ms:.2f} / {one.p99_ms:.2f}"}
+        line |= {f"p99 over {BASE}": f"{ratio[one.mode, one.clients]:.2f}"}
+        line |= {"took p50 / p99, ms": f"{one.took_p50_ms:.0f} / {one.took_p99_ms:.0f}"}
+        lines.append(line | {"searches/s": f"{one.queries_per_s:,.0f}"})
+    return pd.DataFrame(lines)

@@ -6,6 +6,7 @@ Q queries.
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from opensearchpy import OpenSearch
@@ -16,6 +17,7 @@ from nblib.opensearch.ingest import TEXT, VECTOR
 
 Body = dict[str, Any]
 Run = dict[str, dict[str, float]]  # query id -> document id -> score
+BERT_TOKENS = "0f052197aac305fe"  # head of the sha256 of bert-base-uncased's tokens, one a line
 TWO_PHASE = {"prune_ratio": 0.4, "expansion_rate": 5.0, "max_window_size": 10_000}
 
 
@@ -62,6 +64,12 @@ def by_analyzer(index: str, analyzer: str = "bert-uncased") -> Mode:
     return Mode(
         "os-analyzer", index, lambda text, tokens: _neural({"query_text": text, "analyzer": analyzer})
     )
+
+
+def has_bert_vocabulary(tokenizer: Any) -> bool:
+    """Tell whether the terms of a model are those of OpenSearch's analyzer bert-uncased."""
+    tokens = "\n".join(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    return sha256(tokens.encode()).hexdigest().startswith(BERT_TOKENS)
 
 
 def seismic(index: str, ids: Mapping[str, int], size: int, top_n: int = 10, heap_factor: float = 1.0) -> Mode:

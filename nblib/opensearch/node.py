@@ -4,6 +4,7 @@ For tests, 07 and trials: without security, since nothing but this machine reach
 """
 
 import argparse
+import atexit
 import os
 import shutil
 import signal
@@ -160,6 +161,23 @@ def start(
             raise NoServer(f"the node did not start: {_last_words(folder)}")
         say(f"OpenSearch {VERSION} at {node.url}, pid {node.pid}, {time.perf_counter() - begun:.0f} s")
     return node
+
+
+def given_or_own(url: str = "", keep: bool = False) -> str:
+    """Name the cluster to work with: given, of OPENSEARCH_URL, a node that runs here, or one started now.
+
+    Args:
+        url: given; "" = none.
+        keep: leave a node that is started here running; else it ends with this process.
+    """
+    if url or os.environ.get("OPENSEARCH_URL"):
+        return url or os.environ["OPENSEARCH_URL"]
+    if found := running():
+        return found.url
+    node = start(heap="2g")
+    if not keep:
+        atexit.register(node.stop)
+    return node.url
 
 
 def running(name: str = "node", base: Path | None = None) -> Node | None:

@@ -76,3 +76,8 @@ def compare_scores(
     ours = np.asarray(q_reps[rows].multiply(d_reps[columns]).sum(axis=1)).ravel()
     apart = np.abs(np.array(theirs) - ours) / np.maximum(ours, 1e-9)
     return {"pairs": len(ours), "max_rel_diff": float(apart.max()), "mean_rel_diff": float(apart.mean())}
+
+
+def mean_ndcg(per_query: Mapping[str, Mapping[str, float]]) -> float:
+    """Average nDCG@10 over the queries of nblib.evaluate.score_run."""
+    return float(np.mean([found["ndcg_at_10"] for found in per_query.values()]))

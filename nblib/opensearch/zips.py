@@ -15,15 +15,22 @@ from nblib.files import read_json, sha256_file
 ENCODER, TOKENIZER = "SPARSE_ENCODING", "SPARSE_TOKENIZE"
 NEWEST_TORCH = (2, 13)  # whose traces were seen to load in OpenSearch's libtorch 2.5.1
 NEWEST_FORMAT = 10  # of a TorchScript file, by libtorch 2.5.1
+NOTES = ("torch", "prune_ratio")  # that nblib.export.trace leaves in a .pt
 AGAIN = "run 06_export again"
 
 
 @dataclass(frozen=True)
 class Package:
-    """A zip that was checked: its file, and the body of its register call."""
+    """A zip that was checked: its file, and the body of its register call.
+
+    max_length: tokens kept of a text. prune_ratio: weights of at most this share of a document's largest are
+    dropped; 0 of a query tokenizer.
+    """
 
     file: Path
     config: dict[str, Any]
+    max_length: int
+    prune_ratio: float
 
     @property
     def name(self) -> str:
@@ -62,15 +69,15 @@ def open_package(file: str | Path, token_format: TokenFormat = "WORD") -> Packag
         )
     try:
         with zipfile.ZipFile(file) as held:
-            _check_content(file, held, config.get("function_name"), token_format)
+            max_length, prune_ratio = _check_content(file, held, config.get("function_name"), token_format)
     except zipfile.BadZipFile as error:
         raise ValueError(f"{file} is no zip ({error}): {AGAIN}") from None
-    return Package(file, config)
+    return Package(file, config, max_length, prune_ratio)
 
 
 def _check_content(
     file: Path, held: zipfile.ZipFile, function: str | None, token_format: TokenFormat
-) -> None:
+) -> tuple[int, float]:
     names = held.namelist()
     traces = [name for name in names if name.endswith(".pt")]
     is_a = ENCODER if traces else TOKENIZER if "idf.json" in names else None
@@ -81,22 +88,23 @@ def _check_content(
         )
     if function != is_a:
         raise ValueError(f"{file} holds what {is_a} wants, but its function_name is {function}: {AGAIN}")
-    terms = _terms(file, held.read("tokenizer.json")) if token_format == "WORD" or not traces else []
+    settings = json.loads(held.read("tokenizer.json"))
+    if not (cut := (settings.get("truncation") or {}).get("max_length")):
+        raise ValueError(f"{file}: tokenizer.json has no truncation, so the server would cut at 512: {AGAIN}")
+    terms = _terms(file, settings) if token_format == "WORD" or not traces else []
     if traces:
-        _check_trace(file, held.read(traces[0]))
-    elif lacking := sorted(set(terms) - json.loads(held.read("idf.json")).keys()):
+        return cut, _check_trace(file, held.read(traces[0]))
+    if lacking := sorted(set(terms) - json.loads(held.read("idf.json")).keys()):
         raise ValueError(
             f"{file}: idf.json lacks {len(lacking)} tokens, such as {lacking[0]!r}, which the server would "
             f"weigh 1.0: {AGAIN}"
         )
+    return cut, 0.0
 
 
-def _terms(file: Path, content: bytes) -> list[str]:
+def _terms(file: Path, settings: dict[str, Any]) -> list[str]:
     """Name the terms of the index as the server will."""
-    settings = json.loads(content)
-    if not (settings.get("truncation") or {}).get("max_length"):
-        raise ValueError(f"{file}: tokenizer.json has no truncation, so the server would cut at 512: {AGAIN}")
-    core = Tokenizer.from_str(content.decode())
+    core = Tokenizer.from_str(json.dumps(settings))
     special_ids = [row["id"] for row in settings["added_tokens"] if row["special"]]
     try:
         return token_strings(core, special_ids, core.get_vocab_size())
@@ -104,19 +112,24 @@ def _terms(file: Path, content: bytes) -> list[str]:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _check_trace(file: Path, content: bytes) -> None:
+def _check_trace(file: Path, content: bytes) -> float:
+    """Refuse what OpenSearch may not load; returns the trace's prune_ratio."""
     with zipfile.ZipFile(io.BytesIO(content)) as trace:
         parts = {name.split("/", 1)[-1]: name for name in trace.namelist()}
         version = next((parts[name] for name in (".data/version", "version") if name in parts), None)
         written = int(trace.read(version)) if version else 0
-        by = trace.read(parts["extra/torch"]).decode() if "extra/torch" in parts else ""
+        notes = {
+            name: trace.read(parts[f"extra/{name}"]).decode() for name in NOTES if f"extra/{name}" in parts
+        }
     if written > NEWEST_FORMAT:
         raise ValueError(
             f"{file}: its trace has format {written}, OpenSearch's libtorch reads up to {NEWEST_FORMAT}: "
             f"install torch {'.'.join(map(str, NEWEST_TORCH))} or older, and {AGAIN}"
         )
+    by = notes.get("torch", "")
     if by and tuple(int(part) for part in by.split(".")[:2]) > NEWEST_TORCH:
         raise ValueError(
             f"{file} was traced by torch {by}; {'.'.join(map(str, NEWEST_TORCH))} is the newest whose traces "
             f"were seen to load in OpenSearch's libtorch: install that, and {AGAIN}"
         )
+    return float(notes.get("prune_ratio", 0.0))

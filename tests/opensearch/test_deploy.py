@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -106,7 +107,7 @@ def test_what_the_cluster_cannot_load_is_said(client, query_zip):
     package.file.write_bytes(b"PK\x05\x06" + bytes(18))  # an empty zip
     config = package.config | {"model_content_hash_value": sha256_file(package.file)}
     with pytest.raises(DeployError, match=r"deploying .*: FAILED|registering .*: the model is"):
-        deploy(client, Package(package.file, config))
+        deploy(client, replace(package, config=config))
 
 
 def test_remove_leaves_nothing_and_may_be_repeated(client, query_zip):

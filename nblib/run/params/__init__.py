@@ -3,6 +3,7 @@
 from nblib.run.params.data import DataPrepParams, IdfParams
 from nblib.run.params.evaluation import BeirEvalParams, ExportParams, Variant
 from nblib.run.params.fields import DataPath, From, Neutral, NotebookParams, Recipe, marked
+from nblib.run.params.opensearch import OpenSearchParams
 from nblib.run.params.speed import SpeedParams
 from nblib.run.params.sweeps import Ablation, AblationParams, OwnVariant, ParetoParams
 from nblib.run.params.training import FinetuneParams, PretrainParams
@@ -27,6 +28,7 @@ BY_NOTEBOOK: dict[str, type[NotebookParams]] = {
     "04_finetune": FinetuneParams,
     "05_beir_eval": BeirEvalParams,
     "06_export": ExportParams,
+    "07_opensearch": OpenSearchParams,
     "08_pareto": ParetoParams,
     "12_speed": SpeedParams,
     "13_ablation": AblationParams,
