@@ -76,14 +76,15 @@ def trained(tmp_path_factory):
 def node():
     """A real OpenSearch node, started once; skipped, with the reason, where Java or Maven is missing."""
     from nblib.opensearch.assemble import NoServer, find_tools
-    from nblib.opensearch.node import running, start
+    from nblib.opensearch.node import end, running, start
 
     try:
         find_tools()
     except NoServer as reason:
         pytest.skip(f"no OpenSearch here: {reason}")
-    yield start("tests", fresh=True)
-    running("tests").stop()  # not the first one, if a test has killed it
+    first = start(name := f"of-{os.getpid()}", fresh=True)
+    yield first
+    end(running(name) or first)  # not the first one, if a test has killed it
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from transformers import AutoModelForMaskedLM
 from nblib.backbones import make_tiny_bert
 from nblib.data.formats import document_text, read_beir
 from nblib.files import ROOT, read_json
+from nblib.opensearch.deploy import versions
 from tests.conftest import KOREAN
 
 pytestmark = pytest.mark.notebook
@@ -122,22 +123,31 @@ def test_korean_chain_without_any_weights(tmp_path):
     assert any("가" <= token[-1] <= "힣" for token in idf)
 
 
+def held_by(client):
+    """Names of what 07 makes in a cluster."""
+    pipelines = [
+        client.transport.perform_request("GET", f"/_{kind}/pipeline") for kind in ("search", "ingest")
+    ]
+    models = [versions(client, f"smoke-{kind}") for kind in ("doc", "query")]
+    return sorted(client.indices.get_alias(index="nblib-*")), [sorted(p) for p in pipelines], models
+
+
 def test_the_model_goes_into_a_real_cluster(english, node, client, monkeypatch):
     """07 on the finished chain: every way to search, and nothing left behind."""
     monkeypatch.setenv("OPENSEARCH_URL", node.url)
-    before = set(client.indices.get_alias(index="nblib-*"))
+    before = held_by(client)
     done = run(english[0].parent, "--only", "07")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     rows = {row["system"]: row for row in read_json(english[0] / "07_opensearch" / "metrics.json")}
     ways = {"bm25", "sparse", "tokenizer", "two-phase", "bi-encoder", "analyzer", "seismic", "hybrid"}
     assert rows.keys() == {"in process", *(f"os-{way}" for way in ways)}
     same = rows["in process"]["ndcg_at_10"]
-    assert all(abs(rows[f"os-{way}"]["ndcg_at_10"] - same) < 0.005 for way in ("sparse", "tokenizer"))
+    assert all(abs(rows[f"os-{way}"]["ndcg_at_10"] - same) < 0.01 for way in ("sparse", "tokenizer"))
     assert rows["os-bm25"]["ndcg_at_10"] > 0.3 and rows["os-sparse"]["query_ms_p99"] > 0
     checks = read_json(english[0] / "07_opensearch" / "artifacts" / "parity.json")
     assert checks["document vectors"]["max_abs_diff"] < 1e-4 and checks["query vectors"]["texts"] > 5
     assert (english[0] / "07_opensearch" / "figures" / "latency.png").stat().st_size > 20_000
-    assert set(client.indices.get_alias(index="nblib-*")) == before
+    assert held_by(client) == before
 
 
 def test_speed_on_the_finished_chain(english):

@@ -4,10 +4,10 @@ import argparse
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Lock
 from urllib.parse import parse_qs, urlsplit
 
+from nblib.data.collections import data_home
 from nblib.demo.engines import Lexical, Sparse
 from nblib.demo.page import LONGEST, page
 from nblib.experiment import load_eval_set
@@ -17,7 +17,8 @@ from nblib.systems import find_input, learned_sparse
 HITS = 10
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -28,9 +29,12 @@ def make_server(engines: list, title: str, note: str, port: int) -> ThreadingHTT
     """Bind the page to 127.0.0.1; nothing but this machine reaches it.
 
     Args:
-        engines: each with a name and search(query, k).
+        engines: each with a name and search(query, k); the list may be filled before the first request.
         title, note: of the page.
         port: 0 takes a free one.
+
+    Raises:
+        OSError: the port is taken.
     """
     turn = Lock()  # a model's network is not asked by two threads at once
 
@@ -45,7 +49,11 @@ def make_server(engines: list, title: str, note: str, port: int) -> ThreadingHTT
             if address.path != "/":
                 self._send(404, "<!doctype html><p>there is one page only: /</p>")
                 return
-            asked = parse_qs(address.query, max_num_fields=10).get("q", [""])[0]
+            try:
+                asked = parse_qs(address.query, max_num_fields=10).get("q", [""])[0]
+            except ValueError:
+                self._send(400, "<!doctype html><p>ask as the page does: /?q=words</p>")
+                return
             query = " ".join(asked[:LONGEST].split())
             with turn:
                 found = [timed(engine, query) for engine in engines] if query else []
@@ -92,20 +100,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model, idf = find_input("model_dir", options.model), find_input("idf_dir", options.idf)
         data = load_eval_set(options.dataset, options.data, options.split)
+        cache = data_home() / "demo"
+        system = learned_sparse("finetuned", model, idf, options.max_length, 32, cache)
+        note = f"{len(data.texts):,} documents of {data.name}, in this process. Try: {data.queries[0]}"
+        engines: list = []
+        server = make_server(engines, "BM25 and learned sparse search, side by side", note, options.port)
     except (OSError, ValueError) as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
-    cache = Path(options.model).absolute().parent / "cache" / "documents"
-    system = learned_sparse("finetuned", model, idf, options.max_length, 32, cache)
     print(f"{data.name}: {len(data.texts):,} documents; those that were never encoded are encoded now")
-    engines = [
-        Lexical(data.doc_ids, data.texts, options.analyzer),
-        Sparse(data.doc_ids, data.texts, system, options.max_length, cache / "index"),
-    ]
+    engines.append(Lexical(data.doc_ids, data.texts, options.analyzer))
+    engines.append(Sparse(data.doc_ids, data.texts, system, options.max_length, cache / "index"))
     for engine in engines:
         engine.search(data.queries[0], HITS)  # the first search compiles and loads
-    note = f"{len(data.texts):,} documents of {data.name}, in this process. Try: {data.queries[0]}"
-    server = make_server(engines, "BM25 and learned sparse search, side by side", note, options.port)
     print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)")
     try:
         server.serve_forever()

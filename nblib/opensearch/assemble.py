@@ -86,8 +86,8 @@ def find_tools() -> Tools:
     """
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise NoServer(
-            "a server is assembled on Linux, x86-64, only: here start the official image, "
-            "`docker compose up -d`"
+            "a server is assembled on Linux, x86-64, only: start the official image, `docker compose up -d`, "
+            "or set OPENSEARCH_URL"
         )
     homes = [os.environ[name] for name in ("OPENSEARCH_JAVA_HOME", "JAVA_HOME") if os.environ.get(name)]
     places = [Path(home) / "bin" / "java" for home in homes]

@@ -1,7 +1,8 @@
 """A connection to the cluster that the environment names, and calls that wait where the cluster asks for it.
 
 OPENSEARCH_URL (http://127.0.0.1:9200), OPENSEARCH_USER, OPENSEARCH_PASSWORD, OPENSEARCH_CA (a file with the
-certificate authority's certificate), OPENSEARCH_INSECURE=1 (certificates are not verified).
+certificate authority's certificate), OPENSEARCH_INSECURE=1 (certificates are not verified, and a password may
+pass unencrypted).
 """
 
 import logging
@@ -13,7 +14,13 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from opensearchpy import OpenSearch
-from opensearchpy.exceptions import AuthenticationException, ConnectionError, SSLError, TransportError
+from opensearchpy.exceptions import (
+    AuthenticationException,
+    ConnectionError,
+    SerializationError,
+    SSLError,
+    TransportError,
+)
 
 URL = "http://127.0.0.1:9200"
 NEEDED = {  # plugin -> what for
@@ -21,6 +28,7 @@ NEEDED = {  # plugin -> what for
     "opensearch-neural-search": "neural_sparse queries",
     "opensearch-knn": "what neural search builds on",
 }
+FIRST_S = 10.0  # after which an address that does not answer the first call is given up
 CONNECTIONS = 32  # at a time
 BUSY = (429, 503)  # a circuit breaker, a full queue: another try may be let in
 Found = TypeVar("Found")
@@ -45,25 +53,26 @@ def connect(url: str = "", timeout_s: float = 60.0) -> OpenSearch:
         ValueError: an address that holds a password, or that is none.
     """
     url = url or os.environ.get("OPENSEARCH_URL") or URL
-    parts = urlsplit(url)
-    if parts.username or parts.password:
+    if "@" in url:  # not repeated in the message
         raise ValueError(
             "OPENSEARCH_URL holds a name or a password, and addresses are printed: "
             "set OPENSEARCH_USER and OPENSEARCH_PASSWORD instead"
         )
+    parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{url!r} is no address of a node: want http://host:9200 or https://host:9200")
+    port = parts.port or (443 if parts.scheme == "https" else 9200)
     client = OpenSearch(
-        [{"host": parts.hostname, "port": parts.port or 9200, "url_prefix": parts.path.strip("/")}],
+        [{"host": parts.hostname, "port": port, "url_prefix": parts.path.strip("/")}],
         timeout=timeout_s,
         pool_maxsize=CONNECTIONS,
         http_compress=True,
         max_retries=3,
-        retry_on_timeout=True,
+        retry_on_timeout=False,  # the cluster may be at it still, and not every call may be made twice
         **_security(url),
     )
     try:
-        client.info()
+        client.info(request_timeout=min(FIRST_S, timeout_s))
     except SSLError as error:
         raise NoCluster(
             f"{url}: its certificate is not trusted ({error.info}); set OPENSEARCH_CA to the file of its "
@@ -76,6 +85,8 @@ def connect(url: str = "", timeout_s: float = 60.0) -> OpenSearch:
             f"{url} does not answer ({type(error.info).__name__}): `make opensearch-up` starts a node here, "
             "or set OPENSEARCH_URL"
         ) from None
+    except (TransportError, SerializationError) as error:
+        raise NoCluster(f"{url} answers, but not as OpenSearch does to one who may use it: {error}") from None
     return client
 
 
@@ -84,9 +95,13 @@ def _security(url: str) -> dict:
     if bool(user) != bool(password):
         raise ValueError("set both of OPENSEARCH_USER and OPENSEARCH_PASSWORD, or none")
     options: dict = {"http_auth": (user, password)} if user else {}
-    if urlsplit(url).scheme == "http":
-        return options
     ca, insecure = os.environ.get("OPENSEARCH_CA", ""), os.environ.get("OPENSEARCH_INSECURE") == "1"
+    if urlsplit(url).scheme == "http":
+        if user and urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1") and not insecure:
+            raise ValueError(
+                f"{url} is not encrypted, and the password would pass in the clear: use https://"
+            )
+        return options
     if ca and not Path(ca).is_file():
         raise ValueError(f"OPENSEARCH_CA: {ca} is no file")
     if insecure:

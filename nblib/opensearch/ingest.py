@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from threading import Event
 from typing import Any
 
 from opensearchpy import OpenSearch, helpers
-from opensearchpy.exceptions import ConnectionError, TransportError
+from opensearchpy.exceptions import TransportError
 from scipy.sparse import csr_matrix
 
 from nblib.opensearch.client import BUSY
@@ -21,8 +22,7 @@ TEXT, VECTOR = "text", "embedding"  # fields
 CHUNK = 200  # documents of a request
 CHUNK_BYTES = 8_000_000
 AHEAD = 2  # requests of each thread that may wait: the source is read no faster than the cluster writes
-RETRIES = 8  # of documents for which the cluster has no room
-OUTAGE_S = 120.0  # without an answer, after which a call gives up
+OUTAGE_S = 120.0  # in which nothing is written, after which a call gives up
 
 
 class IngestError(RuntimeError):
@@ -132,12 +132,12 @@ def index_documents(
 
     Args:
         client: see nblib.opensearch.client.connect.
-        index: its name; it must be there.
+        index: its name; it must be there. It may hold documents, of these ids or of others.
         documents: rows with "_id" and the fields.
         total: N, for the line of progress, and to be compared with what the index holds in the end.
         threads: requests at a time.
         chunk: documents of a request.
-        outage_s: seconds without an answer after which it gives up.
+        outage_s: seconds in which nothing can be written, after which it gives up.
 
     Returns:
         The seconds until all were written and searchable.
@@ -146,54 +146,60 @@ def index_documents(
         IngestError: a document was refused, the cluster stayed away, or the index holds another number of
             documents.
     """
-    begun, done, source = time.perf_counter(), 0, iter(documents)
+    before = client.count(index=index)["count"]
+    begun, done, source, stop = time.perf_counter(), 0, iter(documents), Event()
     waiting: deque[Future[int]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             while (part := list(islice(source, chunk))) or waiting:
                 if part:
-                    waiting.append(pool.submit(_send, client, index, part, outage_s))
+                    waiting.append(pool.submit(_send, client, index, part, outage_s, stop))
                 while waiting and (not part or len(waiting) >= threads * AHEAD):
                     done += waiting.popleft().result()
                     report(f"{index}: documents", done, total)
         except BaseException:
+            stop.set()  # what waits for the cluster waits no longer
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     client.indices.refresh(index=index)
     seconds = time.perf_counter() - begun
-    if (held := client.count(index=index)["count"]) != total:
-        raise IngestError(f"{index} holds {held:,} documents after {total:,} were written: are ids unique?")
+    held = client.count(index=index)["count"]
+    if not max(before, total) <= held <= before + total:
+        raise IngestError(
+            f"{index} held {before:,} documents, {total:,} were written, now it has {held:,}: are ids unique?"
+        )
     return seconds
 
 
-def _send(client: OpenSearch, index: str, part: list[dict[str, Any]], outage_s: float) -> int:
+def _send(client: OpenSearch, index: str, part: list[dict[str, Any]], outage_s: float, stop: Event) -> int:
     """Send documents until all are written; how many."""
-    end, pause, left = time.monotonic() + outage_s, 0.5, part
+    end, pause, left, why = time.monotonic() + outage_s, 0.5, part, ""
     while True:
         try:
-            left = _bulk(client, index, left)
+            before, (left, why) = len(left), _bulk(client, index, left)
             if not left:
                 return len(part)
-            end = time.monotonic() + outage_s  # it answers
-        except (ConnectionError, TransportError) as error:
-            status = error.status_code
-            if status not in ("N/A", "TIMEOUT", *BUSY) or time.monotonic() > end:
-                raise IngestError(f"{index}: {part[0]['_id']} and {len(part) - 1} more: {error}") from error
-        time.sleep(pause)
+            if len(left) < before:
+                end = time.monotonic() + outage_s  # it takes some
+        except TransportError as error:
+            why = str(error)
+            if error.status_code not in ("N/A", "TIMEOUT", *BUSY):
+                end = 0.0
+        if time.monotonic() > end:
+            raise IngestError(f"{index}: {left[0]['_id']} and {len(left) - 1} more are not written: {why}")
+        if stop.wait(pause):
+            raise IngestError(f"{index}: stopped")
         pause = min(2 * pause, 5.0)
 
 
-def _bulk(client: OpenSearch, index: str, part: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Send one request; what the cluster had no room for."""
-    by_id, left = {row["_id"]: row for row in part}, []
+def _bulk(client: OpenSearch, index: str, part: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Send one request; what the cluster had no room for, and why."""
+    by_id, left, why = {row["_id"]: row for row in part}, [], ""
     answers = helpers.streaming_bulk(
         client,
         ({"_op_type": "index", "_index": index} | row for row in part),
         chunk_size=len(part),
         max_chunk_bytes=CHUNK_BYTES,
-        max_retries=RETRIES,
-        initial_backoff=0.5,
-        max_backoff=10,
         raise_on_error=False,
     )
     for written, answer in answers:
@@ -203,7 +209,8 @@ def _bulk(client: OpenSearch, index: str, part: list[dict[str, Any]]) -> list[di
         if found["status"] not in BUSY:
             raise IngestError(f"{index}: document {found['_id']!r} was refused, {_why(found['error'])}")
         left.append(by_id[found["_id"]])
-    return left
+        why = _why(found["error"])
+    return left, why
 
 
 def _why(error: dict[str, Any]) -> str:

@@ -8,14 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from opensearchpy import OpenSearch
 from scipy.sparse import csr_matrix
 
 from nblib.evaluate import metrics_row, score_run, write_trec
 from nblib.experiment import EvalSet
 from nblib.export.opensearch import token_strings
-from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.prune import prune_reps
 from nblib.opensearch.ingest import (
     create_index,
@@ -27,13 +25,15 @@ from nblib.opensearch.ingest import (
     vectors,
 )
 from nblib.opensearch.modes import Mode, Run, search
-from nblib.opensearch.zips import Package, open_package
-from nblib.run.progress import report
+from nblib.opensearch.zips import ENCODER, TOKENIZER, Package, open_package
 from nblib.search.exact import to_run
 from nblib.search.inverted import top_k
+from nblib.systems import System
 
 PREFIX = "nblib-"  # of every index and pipeline that 07 makes
+TWO_PHASE_PIPELINE, HYBRID_PIPELINE = PREFIX + "two-phase", PREFIX + "normalised"
 FEWEST_POSTINGS = 1000  # kept of a list; OpenSearch's 0.0005 of the documents is meant for millions
+MERGE_S = 3600  # in which an index surely becomes one segment
 ANALYZERS = {"english": "english", "korean": "cjk", "whitespace": "whitespace"}  # those that need no plugin
 
 
@@ -44,13 +44,16 @@ def exported_zips(folder: Path) -> tuple[Package, Package]:
         FileNotFoundError: there are none, or several of a kind.
         ValueError: see nblib.opensearch.zips.open_package.
     """
+    packages = [open_package(file) for file in sorted(folder.glob("*.zip"))]
     found = []
-    for kind in ("doc", "query"):
-        zips = sorted(folder.glob(f"*-{kind}-*.zip"))
-        if len(zips) != 1:
-            names = ", ".join(file.name for file in zips) or "none"
-            raise FileNotFoundError(f"{folder}: want one *-{kind}-*.zip of 06_export, there are: {names}")
-        found.append(open_package(zips[0]))
+    for function in (ENCODER, TOKENIZER):
+        of_kind = [package for package in packages if package.config["function_name"] == function]
+        if len(of_kind) != 1:
+            names = ", ".join(package.file.name for package in of_kind) or "none"
+            raise FileNotFoundError(
+                f"{folder}: want one {function} zip, there are: {names}. Run 06_export, or set export_dir"
+            )
+        found += of_kind
     return found[0], found[1]
 
 
@@ -58,8 +61,8 @@ def exported_zips(folder: Path) -> tuple[Package, Package]:
 class LiveSet:
     """A data set whose documents are in the cluster, in the order of `data`.
 
-    d_reps [N, V], q_reps [Q, V]: by this package. terms: V strings. seconds: of ingest, by index. runs,
-    per_query: of each mode that was searched.
+    d_reps [N, V], q_reps [Q, V]: by this package. terms: V strings. seconds: step -> documents, and seconds
+    that it took (encoding: when it was done). runs, per_query: of each mode that was searched.
     """
 
     data: EvalSet
@@ -67,7 +70,7 @@ class LiveSet:
     d_reps: csr_matrix
     q_reps: csr_matrix
     terms: list[str]
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, tuple[int, float]] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     per_query: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
@@ -82,28 +85,25 @@ class LiveSet:
         return {term: number for number, term in enumerate(self.terms)}
 
 
-def encode_set(
-    data: EvalSet,
-    encoder: NeuralSparseEncoder,
-    idf: np.ndarray,
-    batch_size: int,
-    prune_ratio: float = 0.0,
-) -> LiveSet:
-    """Encode documents and queries here; nothing is sent yet.
+def encode_set(data: EvalSet, system: System, prune_ratio: float = 0.0) -> LiveSet:
+    """Encode documents and queries here, or read what 05 has encoded; nothing is sent yet.
 
     Args:
         data: the set.
-        encoder, idf: the model and its query weights [V].
-        batch_size: documents at a time.
+        system: of nblib.systems.learned_sparse.
         prune_ratio: as in the zip.
 
     Raises:
         ValueError: tokens that OpenSearch would merge.
     """
-    terms = token_strings(encoder.tokenizer.backend_tokenizer, encoder.special_ids, encoder.vocab_size)
-    tick = lambda done: report(f"{data.name}: documents encoded here", done, len(data.texts))  # noqa: E731
-    d_reps = prune_reps(encoder.encode_documents(data.texts, batch_size, tick), prune_ratio)
-    return LiveSet(data, PREFIX + data.name.lower(), d_reps, encoder.encode_queries(data.queries, idf), terms)
+    blocks, encode_queries, seconds = system.index(data.texts)
+    d_reps = prune_reps(blocks.to_csr(), prune_ratio)
+    core, special_ids = system.tokenizer.backend_tokenizer, system.tokenizer.all_special_ids
+    terms = token_strings(core, special_ids, d_reps.shape[1])
+    q_reps = encode_queries(data.queries)
+    return LiveSet(
+        data, PREFIX + data.name.lower(), d_reps, q_reps, terms, {"encoded here": (len(data.texts), seconds)}
+    )
 
 
 def fill(client: OpenSearch, live: LiveSet, analyzer: str, threads: int = 2) -> None:
@@ -111,15 +111,14 @@ def fill(client: OpenSearch, live: LiveSet, analyzer: str, threads: int = 2) -> 
     data, n = live.data, len(live.data.doc_ids)
     create_index(client, live.name, sparse_index(ANALYZERS[analyzer]))
     documents = rows(data.doc_ids, data.texts, vectors(live.d_reps, live.terms))
-    live.seconds[live.name] = index_documents(client, live.name, documents, n, threads)
+    live.seconds["text and vectors sent"] = n, index_documents(client, live.name, documents, n, threads)
     keyed = vectors(live.d_reps, [str(number) for number in range(len(live.terms))])
     target = f"{live.name}-seismic"
     create_index(client, target, seismic_index(n_postings=max(FEWEST_POSTINGS, n // 2000)))
-    live.seconds[target] = index_documents(
-        client, target, rows(data.doc_ids, None, keyed, allow_empty=False), n, threads
-    )
+    documents = rows(data.doc_ids, None, keyed, allow_empty=False)
+    live.seconds["vectors sent for SEISMIC"] = n, index_documents(client, target, documents, n, threads)
     for index in (live.name, target):
-        client.indices.forcemerge(index=index, max_num_segments=1)
+        client.indices.forcemerge(index=index, max_num_segments=1, request_timeout=MERGE_S)
         client.indices.refresh(index=index)
 
 
@@ -130,7 +129,7 @@ def fill_there(client: OpenSearch, live: LiveSet, model_id: str, documents: int)
     client.ingest.put_pipeline(id=target, body=encoding_pipeline(model_id))
     create_index(client, target, sparse_index(pipeline=target))
     first = rows(data.doc_ids[:n], data.texts[:n], None)
-    live.seconds[target] = index_documents(client, target, first, n, chunk=20)
+    live.seconds["encoded by the cluster"] = n, index_documents(client, target, first, n, chunk=20)
     return target
 
 
@@ -181,8 +180,10 @@ def _index_bytes(client: OpenSearch, index: str) -> int:
 
 
 def clean_up(client: OpenSearch, lives: list[LiveSet]) -> None:
-    """Remove the indexes and pipelines of these sets."""
+    """Remove the indexes and pipelines that 07 made."""
     for live in lives:
         for index in (live.name, f"{live.name}-seismic", f"{live.name}-encoded-there"):
             client.indices.delete(index=index, ignore=[404])
         client.ingest.delete_pipeline(id=f"{live.name}-encoded-there", ignore=[404])
+    for pipeline in (TWO_PHASE_PIPELINE, HYBRID_PIPELINE):
+        client.transport.perform_request("DELETE", f"/_search/pipeline/{pipeline}", params={"ignore": 404})

@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,8 @@ def measure(
 ) -> list[Load]:
     """Time all modes by turns, so that a busy moment of the machine falls on all of them.
 
-    The searches of each mode are split into ROUNDS, mode after mode in each round.
+    The searches of each mode are split into ROUNDS, mode after mode in each round; clients take queries one
+    after the other, so that every number of clients asks the same ones.
 
     Args:
         client: see nblib.opensearch.client.connect.
@@ -59,6 +59,9 @@ def measure(
         clients: at a time.
         searches: of each mode, by all clients together.
         limit_s: of each mode, so that a slow one is searched less often.
+
+    Raises:
+        TransportError, SearchError: a search failed.
     """
     bodies = {
         mode.name: [mode.request(text, weights, size) for text, weights in zip(queries, tokens, strict=True)]
@@ -70,47 +73,35 @@ def measure(
     with ThreadPoolExecutor(clients) as pool:
         for turn in range(ROUNDS):
             for mode in modes:
-                start = Barrier(clients + 1)
-                warm = WARM if turn == 0 else 2
-                how = (share, warm, start, limit_s / ROUNDS)
-                jobs = [
-                    pool.submit(_one_client, client, mode, bodies[mode.name], number, *how)
-                    for number in range(clients)
-                ]
-                start.wait()
+                asked = _Asked(client, mode, bodies[mode.name], limit_s / ROUNDS)
+                list(pool.map(asked, range(-clients, 0), [WARM if turn == 0 else 2] * clients))
                 begun = time.perf_counter()
-                for job in jobs:
-                    seen[mode.name] += job.result()
+                first = [(turn * clients + number) * share for number in range(clients)]
+                for found in pool.map(asked, first, [share] * clients):
+                    seen[mode.name] += found
                 spent[mode.name] += time.perf_counter() - begun
     return [_summed_up(mode.name, clients, seen[mode.name], spent[mode.name]) for mode in modes]
 
 
-def _one_client(
-    client: OpenSearch,
-    mode: Mode,
-    bodies: list[dict],
-    number: int,
-    share: int,
-    warm: int,
-    start: Barrier,
-    limit_s: float,
-) -> list[tuple[float, float]]:
-    """Send searches one after the other: milliseconds as seen here, and as the cluster says."""
-    first = number * len(bodies) // 7  # clients do not ask the same at the same time
-    end = time.perf_counter() + limit_s
-    for turn in range(warm):
-        if not turn or time.perf_counter() < end:
-            ask(client, mode, bodies[(first + turn) % len(bodies)])
-    start.wait()
-    times, end = [], time.perf_counter() + limit_s
-    for turn in range(share):
-        body = bodies[(first + turn) % len(bodies)]
-        begun = time.perf_counter()
-        answer = ask(client, mode, body)
-        times.append((1000 * (time.perf_counter() - begun), float(answer["took"])))
-        if time.perf_counter() > end:
-            break
-    return times
+@dataclass(frozen=True)
+class _Asked:
+    """One client: called with the number of its first query and how many it asks, one after the other, until
+    limit_s is over. Gives the milliseconds of each, as seen here and as the cluster says."""
+
+    client: OpenSearch
+    mode: Mode
+    bodies: list[dict]
+    limit_s: float
+
+    def __call__(self, first: int, searches: int) -> list[tuple[float, float]]:
+        times, end = [], time.perf_counter() + self.limit_s
+        for number in range(first, first + searches):
+            begun = time.perf_counter()
+            answer = ask(self.client, self.mode, self.bodies[number % len(self.bodies)])
+            times.append((1000 * (time.perf_counter() - begun), float(answer["took"])))
+            if time.perf_counter() > end:
+                break
+        return times
 
 
 def _summed_up(name: str, clients: int, times: list[tuple[float, float]], seconds: float) -> Load:

@@ -5,7 +5,7 @@ Q queries.
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -29,40 +29,39 @@ class SearchError(RuntimeError):
 class Mode:
     """A way to search.
 
-    name: of its rows. index: that it searches. query: text and weighted tokens of a query -> "query" of the
-    request. pipeline: of the search, by name; "" = none.
+    name: of its rows. index: that it searches. query: text and weighted tokens of a query, and the hits that
+    are wanted -> "query" of the request. pipeline: of the search, by name; "" = none.
     """
 
     name: str
     index: str
-    query: Callable[[str, Mapping[str, float]], Body]
+    query: Callable[[str, Mapping[str, float], int], Body]
     pipeline: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
 
     def request(self, text: str, tokens: Mapping[str, float], size: int) -> Body:
         """Write the body of one search; ids and scores are all that is asked for."""
-        return {"size": size, "_source": False, "query": self.query(text, tokens)} | self.parameters
+        return {"size": size, "_source": False, "query": self.query(text, tokens, size)}
 
 
 def bm25(index: str) -> Mode:
     """BM25 over the text, by the analyzer of the index."""
-    return Mode("os-bm25", index, lambda text, tokens: {"match": {TEXT: {"query": text}}})
+    return Mode("os-bm25", index, lambda text, tokens, size: {"match": {TEXT: {"query": text}}})
 
 
 def sparse(index: str, pipeline: str = "", name: str = "os-sparse") -> Mode:
     """neural_sparse by weighted tokens that the caller brings; with a pipeline in two phases."""
-    return Mode(name, index, lambda text, tokens: _neural({"query_tokens": dict(tokens)}), pipeline)
+    return Mode(name, index, lambda text, tokens, size: _neural({"query_tokens": dict(tokens)}), pipeline)
 
 
 def by_model(index: str, model_id: str, name: str = "os-tokenizer") -> Mode:
     """neural_sparse by a model of the cluster: SPARSE_TOKENIZE, or SPARSE_ENCODING for a bi-encoder."""
-    return Mode(name, index, lambda text, tokens: _neural({"query_text": text, "model_id": model_id}))
+    return Mode(name, index, lambda text, tokens, size: _neural({"query_text": text, "model_id": model_id}))
 
 
 def by_analyzer(index: str, analyzer: str = "bert-uncased") -> Mode:
     """neural_sparse by an analyzer that OpenSearch brings: its own vocabulary and its own IDF, not ours."""
     return Mode(
-        "os-analyzer", index, lambda text, tokens: _neural({"query_text": text, "analyzer": analyzer})
+        "os-analyzer", index, lambda text, tokens, size: _neural({"query_text": text, "analyzer": analyzer})
     )
 
 
@@ -72,22 +71,21 @@ def has_bert_vocabulary(tokenizer: Any) -> bool:
     return sha256(tokens.encode()).hexdigest().startswith(BERT_TOKENS)
 
 
-def seismic(index: str, ids: Mapping[str, int], size: int, top_n: int = 10, heap_factor: float = 1.0) -> Mode:
+def seismic(index: str, ids: Mapping[str, int], top_n: int = 10, heap_factor: float = 1.0) -> Mode:
     """neural_sparse over a sparse_vector field, approximately.
 
     Args:
         index: of `nblib.opensearch.ingest.seismic_index`.
         ids: token -> id, by which that index is keyed.
-        size: hits.
         top_n: tokens of the query that choose the clusters.
         heap_factor: of the bar that a cluster has to pass; larger finds more and takes longer.
 
     Source: OpenSearch documentation, "Neural sparse ANN search" (3.3 and later); arXiv:2404.18812.
     """
-    method = {"k": size, "top_n": top_n, "heap_factor": heap_factor}
 
-    def query(text: str, tokens: Mapping[str, float]) -> Body:
+    def query(text: str, tokens: Mapping[str, float], size: int) -> Body:
         keyed = {str(ids[token]): weight for token, weight in tokens.items()}
+        method = {"k": size, "top_n": top_n, "heap_factor": heap_factor}
         return _neural({"query_tokens": keyed, "method_parameters": method})
 
     return Mode("os-seismic", index, query)
@@ -96,7 +94,7 @@ def seismic(index: str, ids: Mapping[str, int], size: int, top_n: int = 10, heap
 def hybrid(index: str, pipeline: str) -> Mode:
     """BM25 and neural_sparse, joined by a search pipeline, see `normalising` and `by_rank`."""
 
-    def query(text: str, tokens: Mapping[str, float]) -> Body:
+    def query(text: str, tokens: Mapping[str, float], size: int) -> Body:
         parts = [{"match": {TEXT: {"query": text}}}, _neural({"query_tokens": dict(tokens)})]
         return {"hybrid": {"queries": parts}}
 
@@ -132,9 +130,17 @@ def put_search_pipeline(client: OpenSearch, name: str, body: Body) -> None:
 
 
 def ask(client: OpenSearch, mode: Mode, body: Body) -> dict[str, Any]:
-    """Send one search; returns the cluster's answer."""
+    """Send one search; returns the cluster's answer.
+
+    Raises:
+        SearchError: the answer is of a part of the index.
+        TransportError: the cluster refused the search.
+    """
     params = {"search_pipeline": mode.pipeline} if mode.pipeline else {}
-    return client.search(index=mode.index, body=body, params=params)
+    answer = client.search(index=mode.index, body=body, params=params)
+    if answer["timed_out"] or answer["_shards"]["failed"]:
+        raise SearchError(f"{mode.name}: {answer['_shards']['failed']} shards of {mode.index} gave no answer")
+    return answer
 
 
 def search(

@@ -5,10 +5,12 @@ For tests, 07 and trials: without security, since nothing but this machine reach
 
 import argparse
 import atexit
+import json
 import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ from nblib.opensearch.assemble import DJL, TORCH, VERSION, NoServer, assemble, f
 from nblib.run.lock import locked
 
 NOBODY = 65534  # the server refuses to run as root
+PORT = 9200
+PARTS = ("data", "logs", "tmp", "config")  # of a node's folder, which the server writes to
 START_S = 180
 STOP_S = 60
 SETTINGS = """\
@@ -111,7 +115,13 @@ def server_folder() -> Path:
     folder = data_home() / "opensearch"
     held = [place for place in folder.parents if place.exists()]
     if os.geteuid() == 0 and not all(place.stat().st_mode & 0o001 for place in held):
-        return Path(tempfile.gettempdir()) / "nblib-opensearch"
+        folder = Path(tempfile.gettempdir()) / "nblib-opensearch"
+        folder.mkdir(mode=0o755, exist_ok=True)
+        state = folder.lstat()
+        if not stat.S_ISDIR(state.st_mode) or state.st_uid or state.st_mode & 0o022:
+            raise NoServer(
+                f"{folder} is open to others: remove it, or set NBLIB_OPENSEARCH to another folder"
+            )
     return folder
 
 
@@ -126,8 +136,8 @@ def start(
     """Start a node, laying the server out first if need be, and wait until it answers.
 
     Args:
-        name: of its folder under base/nodes; a node that runs there is returned as it is, data of an earlier
-            one are taken up.
+        name: of its folder under base/nodes; a node that runs there is returned as it is, whatever its port;
+            data of an earlier one are taken up.
         port: of HTTP; 0 takes a free one.
         heap: of Java, such as "1g"; full-size models want 2g: with less, ML Commons answers 429 to them.
         base: see server_folder.
@@ -142,20 +152,21 @@ def start(
     with locked(folder, wait=True):
         if found := running(name, base):
             if not fresh:
+                say(f"OpenSearch runs already, at {found.url}, pid {found.pid}")
                 return found
             found.kill()
         if fresh:
             shutil.rmtree(folder / "data", ignore_errors=True)
         tools = find_tools()
         home = assemble(base / f"home-{VERSION}", tools.maven, say)
-        port = port or _free_port()
+        port = _free_port(port)
         _settle(folder, home, port)
         with open(folder / "logs" / "stdout.log", "wb") as log:
             process = _launch(tools.java, home, folder, heap, log)
         node = Node(f"http://127.0.0.1:{port}", process.pid, folder)
         write_json(folder / "node.json", {"url": node.url, "pid": node.pid})
         begun = time.perf_counter()
-        answers = lambda: process.poll() is not None or _healthy(node.url)  # noqa: E731
+        answers = lambda: process.poll() is not None or _healthy(node)  # noqa: E731
         if not _within(START_S, answers) or process.poll() is not None:
             node.kill()
             raise NoServer(f"the node did not start: {_last_words(folder)}")
@@ -163,21 +174,41 @@ def start(
     return node
 
 
-def given_or_own(url: str = "", keep: bool = False) -> str:
-    """Name the cluster to work with: given, of OPENSEARCH_URL, a node that runs here, or one started now.
+def given_or_own(keep: bool = False) -> str:
+    """Name the cluster to work with.
+
+    OPENSEARCH_URL if it is set; else what answers on 127.0.0.1:9200; else the node of `make opensearch-up`;
+    else one that is started now.
 
     Args:
-        url: given; "" = none.
-        keep: leave a node that is started here running; else it ends with this process.
+        keep: start it as `make opensearch-up` does, so that it stays; else it ends with this process, and its
+            data go.
     """
-    if url or os.environ.get("OPENSEARCH_URL"):
-        return url or os.environ["OPENSEARCH_URL"]
-    if found := running():
-        return found.url
-    node = start(heap="2g")
-    if not keep:
-        atexit.register(node.stop)
+    if given := os.environ.get("OPENSEARCH_URL"):
+        return given
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if probe.connect_ex(("127.0.0.1", PORT)) == 0:
+            return f"http://127.0.0.1:{PORT}"
+    if keep or running():
+        return start(port=PORT, heap="2g").url
+    _end_orphans()
+    node = start(f"of-{os.getpid()}", heap="2g")
+    atexit.register(end, node)
     return node.url
+
+
+def end(node: Node) -> None:
+    """Stop a node and remove its data."""
+    node.stop()
+    shutil.rmtree(node.folder, ignore_errors=True)
+
+
+def _end_orphans() -> None:
+    """End the nodes of processes that were killed before they could."""
+    for folder in (server_folder() / "nodes").glob("of-*"):
+        if not Path(f"/proc/{folder.name.removeprefix('of-')}").exists():
+            end(running(folder.name) or Node("", 0, folder))
 
 
 def running(name: str = "node", base: Path | None = None) -> Node | None:
@@ -192,7 +223,8 @@ def running(name: str = "node", base: Path | None = None) -> Node | None:
 
 def _settle(folder: Path, home: Path, port: int) -> None:
     """Write the settings, and give the folder to whom the server runs as."""
-    for part in ("data", "logs", "tmp", "config"):
+    shutil.rmtree(folder / "config", ignore_errors=True)  # whatever an earlier server left there
+    for part in PARTS:
         (folder / part).mkdir(parents=True, exist_ok=True)
     places = f"path.data: {folder / 'data'}\npath.logs: {folder / 'logs'}\n"
     ports = f"http.port: {port}\ntransport.port: {_free_port()}\nnode.processors: {os.cpu_count() or 1}\n"
@@ -203,8 +235,9 @@ def _settle(folder: Path, home: Path, port: int) -> None:
         bridge.parent.mkdir(parents=True, exist_ok=True)
         bridge.write_bytes((home / "libdjl_torch.so").read_bytes())
     if os.geteuid() == 0:
-        for place in (folder, *folder.rglob("*")):
-            os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
+        for part in PARTS:
+            for place in (folder / part, *(folder / part).rglob("*")):
+                os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
 
 
 def _launch(java: Path, home: Path, folder: Path, heap: str, log) -> subprocess.Popen:
@@ -238,19 +271,27 @@ def _launch(java: Path, home: Path, folder: Path, heap: str, log) -> subprocess.
     )
 
 
-def _healthy(url: str) -> bool:
-    """Tell whether the node answers; never through a proxy."""
+def _healthy(node: Node) -> bool:
+    """Tell whether this very process answers; never through a proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{url}/_cluster/health?wait_for_status=yellow&timeout=5s", timeout=10) as answer:
-            return answer.status == 200
-    except OSError:
+        with opener.open(f"{node.url}/_cluster/health?wait_for_status=yellow&timeout=5s", timeout=10):
+            pass
+        with opener.open(f"{node.url}/_nodes/_local/process", timeout=10) as answer:
+            (own,) = json.load(answer)["nodes"].values()
+        return own["process"]["id"] == node.pid
+    except (OSError, ValueError, KeyError):
         return False
 
 
-def _free_port() -> int:
+def _free_port(wanted: int = 0) -> int:
+    """Find a port of the loopback that nothing listens on, or make sure of the one that is wanted."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError as error:
+            raise NoServer(f"port {wanted} of 127.0.0.1 is taken ({error.strerror}): give another") from None
         return probe.getsockname()[1]
 
 
@@ -265,7 +306,7 @@ def _last_words(folder: Path) -> str:
     words = (folder / "logs" / "stdout.log").read_text(errors="replace").strip()
     if not words and (log := folder / "logs" / "node.log").exists():
         words = log.read_text(errors="replace").strip()
-    said = "\n".join(line for line in words.splitlines() if not line.startswith("\tat "))  # no stack
+    said = "\n".join(line for line in words.splitlines() if not line.startswith(("\tat ", "WARNING:")))
     return f"{said[-1500:] or 'it said nothing'} (logs: {folder / 'logs'})"
 
 
@@ -273,7 +314,7 @@ def main(argv: list[str] | None = None) -> int:
     """Start or stop the node from the command line; returns the exit code."""
     top = argparse.ArgumentParser(prog="python -m nblib.opensearch.node", description=__doc__.splitlines()[0])
     top.add_argument("action", choices=["up", "down"])
-    top.add_argument("--port", type=int, default=9200, help="of HTTP on 127.0.0.1; 0 takes a free one (9200)")
+    top.add_argument("--port", type=int, default=PORT, help="of HTTP on 127.0.0.1; 0 takes a free one (9200)")
     top.add_argument("--heap", default="2g", help="of Java (2g)")
     options = top.parse_args(argv)
     if options.action == "down":

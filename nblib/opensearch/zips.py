@@ -126,10 +126,14 @@ def _check_trace(file: Path, content: bytes) -> float:
             f"{file}: its trace has format {written}, OpenSearch's libtorch reads up to {NEWEST_FORMAT}: "
             f"install torch {'.'.join(map(str, NEWEST_TORCH))} or older, and {AGAIN}"
         )
-    by = notes.get("torch", "")
-    if by and tuple(int(part) for part in by.split(".")[:2]) > NEWEST_TORCH:
+    if len(notes) < len(NOTES):
+        raise ValueError(
+            f"{file}: its trace lacks the notes {', '.join(NOTES)} of this package's exports: {AGAIN}"
+        )
+    by = notes["torch"]
+    if tuple(int(part) for part in by.split(".")[:2]) > NEWEST_TORCH:
         raise ValueError(
             f"{file} was traced by torch {by}; {'.'.join(map(str, NEWEST_TORCH))} is the newest whose traces "
             f"were seen to load in OpenSearch's libtorch: install that, and {AGAIN}"
         )
-    return float(notes.get("prune_ratio", 0.0))
+    return float(notes["prune_ratio"])

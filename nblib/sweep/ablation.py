@@ -52,7 +52,7 @@ VARIANTS = {
 
 def chosen_variants(names: list[str], more: Mapping[str, OwnVariant]) -> dict[str, Variant]:
     """Look the paper's variants up by name, and append one's own, of which the paper says nothing."""
-    own = {name: Variant(None, one.pretrain, one.finetune) for name, one in more.items()}
+    own = {name: Variant(None, one.pretrain, one.finetune, one.given_idf) for name, one in more.items()}
     return {name: VARIANTS[name] for name in names} | own
 
 

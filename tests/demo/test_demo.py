@@ -106,8 +106,9 @@ def test_other_hosts_and_pages_are_refused(address):
         connection.putheader("Host", host)
         connection.endheaders()
         assert connection.getresponse().status == status, host
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"{address}/etc/passwd")
+    for path, status in (("/etc/passwd", "404"), ("/?" + "a&" * 20, "400")):
+        with pytest.raises(urllib.error.HTTPError, match=status):
+            urllib.request.urlopen(address + path)
 
 
 def test_it_binds_to_this_machine_alone(engines):

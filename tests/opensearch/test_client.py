@@ -5,6 +5,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+from base64 import b64encode
 
 import pytest
 from opensearchpy.exceptions import TransportError
@@ -18,7 +19,7 @@ class Guarded(http.server.BaseHTTPRequestHandler):
     """Answers whoever has the name and the password."""
 
     def do_GET(self):
-        known = "Authorization" in self.headers and self.headers["Authorization"].startswith("Basic ")
+        known = self.headers["Authorization"] == "Basic " + b64encode(f"admin:{PASSWORD}".encode()).decode()
         body = b'{"version": {"number": "3.6.0", "distribution": "opensearch"}}' if known else b"{}"
         self.send_response(200 if known else 401)
         self.send_header("Content-Type", "application/json")
@@ -78,13 +79,26 @@ def test_name_and_password_come_from_the_environment_and_stay_there(guarded, cle
     clean.setenv("OPENSEARCH_USER", "admin")
     with pytest.raises(ValueError, match="set both of"):
         connect(url)
+    clean.setenv("OPENSEARCH_PASSWORD", "another")
+    with pytest.raises(NoCluster, match="does not accept"):
+        connect(url)
     clean.setenv("OPENSEARCH_PASSWORD", PASSWORD)
     clean.setenv("OPENSEARCH_URL", url)
     client = connect()
     assert PASSWORD not in repr(client) + str(client.transport) + capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds a name or a password") as told:
-        connect(url.replace("https://", f"https://admin:{PASSWORD}@"))
-    assert PASSWORD not in str(told.value)
+    for address in (url.replace("://", f"://admin:{PASSWORD}@"), f"admin:{PASSWORD}@localhost:9200"):
+        with pytest.raises(ValueError, match="holds a name or a password") as told:
+            connect(address)
+        assert PASSWORD not in str(told.value)
+
+
+def test_a_password_does_not_pass_in_the_clear(clean):
+    clean.setenv("OPENSEARCH_USER", "admin")
+    clean.setenv("OPENSEARCH_PASSWORD", PASSWORD)
+    with pytest.raises(ValueError, match="http://search.example:9200 is not encrypted.*use https://"):
+        connect("http://search.example:9200")
+    with pytest.raises(NoCluster, match="does not answer"):
+        connect("http://127.0.0.1:1")  # the loopback is heard by nobody else
 
 
 def test_what_is_not_there_is_said(clean, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from nblib.files import read_json, sha256_file, write_json
 from nblib.opensearch import deploy as deploying
-from nblib.opensearch.deploy import DeployError, deploy, remove, retire, versions
+from nblib.opensearch.deploy import DeployError, deploy, remove, retire, versions, withdraw
 from nblib.opensearch.parity import predict
 from nblib.opensearch.zips import Package, open_package
 from tests.opensearch.zipping import rewrite
@@ -88,6 +88,37 @@ def test_a_half_finished_upload_is_begun_anew(client, query_zip, monkeypatch):
     assert found.fresh and any("not finished is removed" in line for line in said)
     assert [row["model_id"] for row in versions(client, package.name)] == [found.model_id]
     assert predict(client, found.model_id, ["rows"])[0]
+
+
+def test_only_what_was_brought_is_taken_back(client, query_zip):
+    mine, again = deploy(client, query_zip()), deploy(client, query_zip())
+    assert not withdraw(client, again), "it was there before"
+    assert versions(client, mine.name)[0]["state"] == "DEPLOYED"
+    assert withdraw(client, mine)
+    assert versions(client, mine.name) == [] and not deploying._find_group(client, mine.name)
+
+
+def test_a_model_that_is_being_deployed_is_waited_for(client, query_zip, monkeypatch):
+    """By a call that was interrupted, say; it is not taken for half an upload."""
+    found, real = deploy(client, query_zip()), deploying._model
+    states = iter(["DEPLOYING", "DEPLOYING", "DEPLOYING"])
+    monkeypatch.setattr(
+        deploying,
+        "_model",
+        lambda *args: (r := real(*args)) | {"model_state": next(states, r["model_state"])},
+    )
+    again = deploy(client, query_zip())
+    assert again.model_id == found.model_id and not again.fresh and next(states, None) is None
+
+
+def test_a_cluster_that_takes_no_models_is_told_how(client, query_zip):
+    setting = "plugins.ml_commons.allow_registering_model_via_local_file"
+    client.cluster.put_settings(body={"persistent": {setting: False}})
+    try:
+        with pytest.raises(DeployError, match=f"does not take models this way: set {setting} to true"):
+            deploy(client, query_zip())
+    finally:
+        client.cluster.put_settings(body={"persistent": {setting: None}})
 
 
 def test_the_cluster_fetches_a_zip_itself(client, query_zip):

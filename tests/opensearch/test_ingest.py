@@ -60,7 +60,7 @@ def test_a_second_call_changes_nothing(client, index):
 
 
 def test_two_documents_of_one_id_are_noticed(client, index):
-    with pytest.raises(IngestError, match=r"holds 1 documents after 2 were written: are ids unique\?"):
+    with pytest.raises(IngestError, match=r"held 0 documents, 2 were written, now it has 1: are ids unique"):
         index_documents(client, index, [{"_id": "x", "text": "one"}, {"_id": "x", "text": "two"}], 2)
 
 
@@ -92,9 +92,37 @@ def test_a_full_cluster_is_waited_for(client, index, monkeypatch):
         return answer
 
     monkeypatch.setattr(client, "bulk", full)
-    monkeypatch.setattr(ingest.time, "sleep", lambda seconds: None)
     index_documents(client, index, documents(30), 30, chunk=30)
     assert held(client, index, 30) == sorted(f"d{i}" for i in range(30)) and next(calls) == 3
+
+
+def test_a_cluster_that_stays_full_ends_the_call(client, index, monkeypatch):
+    """A disk at its flood stage refuses each document by itself, and for good."""
+    client.indices.put_settings(index=index, body={"index.blocks.read_only_allow_delete": True})
+    with pytest.raises(
+        IngestError, match=r"d0 and 4 more are not written: cluster_block_exception: .*read-only"
+    ):
+        index_documents(client, index, documents(5), 5, outage_s=1.0)
+
+
+def test_documents_may_join_others(client, index):
+    index_documents(client, index, documents(5), 5)
+    index_documents(client, index, [{"_id": "more", "text": "x"}], 1)
+    assert held(client, index, 6) == ["d0", "d1", "d2", "d3", "d4", "more"]
+
+
+def test_an_interrupted_call_ends_at_once(client, index, monkeypatch):
+    """Though a request waits for a cluster that is full."""
+    monkeypatch.setattr(ingest, "_bulk", lambda client, index, part: (part, "full"))
+
+    def source():
+        yield from documents(5)
+        raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        index_documents(client, index, source(), 100, chunk=5, outage_s=60)
+    assert time.monotonic() - begun < 20
 
 
 def test_the_source_is_read_no_faster_than_the_cluster_writes(client, index, monkeypatch):
@@ -122,7 +150,8 @@ def test_the_source_is_read_no_faster_than_the_cluster_writes(client, index, mon
 
 def test_a_cluster_that_stays_away_ends_the_call():
     away = OpenSearch("http://127.0.0.1:1", max_retries=0)
-    with pytest.raises(IngestError, match="nowhere: d0 and 4 more: ConnectionError.*refused"):
+    away.count = lambda index: {"count": 0}
+    with pytest.raises(IngestError, match="nowhere: d0 and 4 more are not written: ConnectionError.*refused"):
         index_documents(away, "nowhere", documents(5), 5, outage_s=0.1)
 
 
@@ -145,7 +174,7 @@ def test_a_node_killed_in_mid_bulk_holds_every_document_once(node, client, index
     assert seen.wait(60)
     node.kill()
     assert not node.alive() and writing.is_alive()
-    again = start("tests", port=urlsplit(node.url).port)
+    again = start(node.folder.name, port=urlsplit(node.url).port)
     writing.join(120)
     assert ends and again.url == node.url and again.pid != node.pid
     assert held(client, index, n) == sorted(f"d{i}" for i in range(n))

@@ -110,6 +110,12 @@ def test_two_phases_find_the_best(client, live):
         assert order[:3] == plain[query][:3]
 
 
+def test_a_pipeline_is_asked_for(client, live):
+    mode = modes.sparse(f"{live.name}-here", "no-such-pipeline")
+    with pytest.raises(SearchError, match="no-such-pipeline"):
+        found(client, live, mode)
+
+
 def test_a_bi_encoder_gives_queries_the_documents_vectors(client, live):
     run = found(client, live, modes.by_model(f"{live.name}-here", live.doc, "os-bi-encoder"))
     q_reps = live.model.encoder.encode_documents(live.model.queries)
@@ -119,7 +125,7 @@ def test_a_bi_encoder_gives_queries_the_documents_vectors(client, live):
 
 def test_seismic_finds_what_the_exact_engine_finds(client, live):
     keyed = {term: i for i, term in enumerate(live.terms)}
-    mode = modes.seismic(f"{live.name}-seismic", keyed, size=10)
+    mode = modes.seismic(f"{live.name}-seismic", keyed)
     plain = best(found(client, live, modes.sparse(f"{live.name}-here")))
     for query, order in best(found(client, live, mode)).items():
         top = set(plain[query][:3])

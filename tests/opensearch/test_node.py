@@ -1,8 +1,8 @@
 """The node: found again, data kept, refused in words where it cannot be started."""
 
 import os
+import socket
 import stat
-import time
 
 import pytest
 
@@ -22,7 +22,8 @@ def program(path, said):
 def bare(tmp_path, monkeypatch):
     """A machine with neither Java nor Maven."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.delenv("JAVA_HOME", raising=False)
+    for name in ("JAVA_HOME", "OPENSEARCH_JAVA_HOME"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(assemble.platform, "system", lambda: "Linux")
     monkeypatch.setattr(assemble.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(assemble, "JAVA_FOLDERS", tmp_path / "jvm")
@@ -56,16 +57,21 @@ def test_a_failed_download_leaves_nothing_half_done(tmp_path):
     assert [p.name for p in (tmp_path / "base").iterdir()] == [".lock"]
 
 
-def test_a_running_node_is_found_again(node):
-    assert nodes.start("tests") == nodes.running("tests") and nodes.running("tests").url == node.url
+def test_a_running_node_is_found_again(node, capsys):
+    name = node.folder.name
+    found = nodes.start(name)
+    assert found == nodes.running(name) and found.url == node.url
+    assert f"runs already, at {node.url}" in capsys.readouterr().out
     assert nodes.running("another name") is None
 
 
-def test_a_process_number_that_another_has_got_is_no_node(tmp_path):
+def test_a_process_number_that_another_has_got_is_no_node(tmp_path, monkeypatch):
     other = nodes.Node("http://127.0.0.1:1", os.getpid(), tmp_path / "nodes" / "x")
     assert not other.alive()
-    other.kill()  # must not end this process
-    assert time.monotonic() > 0
+    ended = []
+    monkeypatch.setattr(nodes.os, "kill", lambda *args: ended.append(args))
+    other.kill()
+    assert not ended
 
 
 def test_root_needs_a_folder_that_nobody_reaches(tmp_path, monkeypatch):
@@ -74,10 +80,52 @@ def test_root_needs_a_folder_that_nobody_reaches(tmp_path, monkeypatch):
     monkeypatch.delenv("NBLIB_OPENSEARCH")
     monkeypatch.setenv("NBLIB_DATA", str(tmp_path / "closed" / "cache"))
     (tmp_path / "closed").mkdir(mode=0o700)
-    monkeypatch.setattr(nodes.os, "geteuid", lambda: 0)
-    assert nodes.server_folder().name == "nblib-opensearch"
+    monkeypatch.setattr(nodes.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(nodes.os, "geteuid", lambda: 1000)
     assert nodes.server_folder() == tmp_path / "closed" / "cache" / "opensearch"
+    monkeypatch.setattr(nodes.os, "geteuid", lambda: 0)
+    (tmp_path / "nblib-opensearch").mkdir()
+    (tmp_path / "nblib-opensearch").chmod(0o777)
+    with pytest.raises(NoServer, match="is open to others: remove it, or set NBLIB_OPENSEARCH"):
+        nodes.server_folder()
+    (tmp_path / "nblib-opensearch").rmdir()
+    if os.getuid() == 0:
+        assert nodes.server_folder() == tmp_path / "nblib-opensearch"
+
+
+def test_a_port_that_is_taken_is_said(tmp_path, monkeypatch):
+    """Else another server's answer would be taken for the node's."""
+    monkeypatch.setattr(nodes, "find_tools", lambda: assemble.Tools(tmp_path / "java", tmp_path / "mvn"))
+    (tmp_path / "home-3.6.0").mkdir()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(NoServer, match=f"port {other.getsockname()[1]} of 127.0.0.1 is taken"):
+            nodes.start("x", port=other.getsockname()[1], base=tmp_path, say=lambda line: None)
+
+
+def test_another_processs_answer_is_not_the_nodes(node):
+    found = nodes.running(node.folder.name)  # another test may have killed the first one
+    assert nodes._healthy(found)
+    assert not nodes._healthy(nodes.Node(found.url, found.pid + 1, found.folder))
+
+
+def test_where_a_cluster_is_looked_for(node, monkeypatch):
+    monkeypatch.setenv("OPENSEARCH_URL", "https://search.example")
+    assert nodes.given_or_own() == "https://search.example"
+    monkeypatch.delenv("OPENSEARCH_URL")
+    port = int(node.url.rsplit(":", 1)[1])
+    monkeypatch.setattr(nodes, "PORT", port)  # as if a container were there
+    monkeypatch.setattr(nodes, "start", None)
+    assert nodes.given_or_own() == node.url
+
+
+def test_nodes_of_killed_processes_are_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBLIB_OPENSEARCH", str(tmp_path))
+    for name in ("of-4194999", f"of-{os.getpid()}", "node"):  # the first is above what Linux gives
+        (tmp_path / "nodes" / name / "data").mkdir(parents=True)
+    nodes._end_orphans()
+    assert sorted(p.name for p in (tmp_path / "nodes").iterdir()) == ["node", f"of-{os.getpid()}"]
 
 
 def test_a_node_that_ends_says_why(tmp_path, monkeypatch):

@@ -132,6 +132,20 @@ def test_a_trace_that_is_too_new_is_refused(copied, part, content, words):
         open_package(copied["doc"])
 
 
+def test_a_trace_without_notes_is_refused(copied):
+    with zipfile.ZipFile(copied["doc"]) as held:
+        name = next(n for n in held.namelist() if n.endswith(".pt"))
+        with zipfile.ZipFile(io.BytesIO(held.read(name))) as trace:
+            parts = {n: trace.read(n) for n in trace.namelist() if "extra/" not in n}
+    changed = io.BytesIO()
+    with zipfile.ZipFile(changed, "w") as trace:
+        for n, content in parts.items():
+            trace.writestr(n, content)
+    rewritten(copied, "doc", {name: changed.getvalue()})
+    with pytest.raises(ValueError, match="lacks the notes torch, prune_ratio"):
+        open_package(copied["doc"])
+
+
 def test_korean_passes(exported):
     korean = exported("ko")
     assert open_package(korean.zips["doc"]) and open_package(korean.zips["query"])

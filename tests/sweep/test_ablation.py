@@ -106,7 +106,7 @@ def test_every_variant_is_known_and_valid():
 
 
 def test_variants_of_ones_own_stand_beside_the_papers():
-    own = {"shorter": OwnVariant(pretrain={"max_length": 32}, finetune={"max_length": 32})}
+    own = {"shorter": OwnVariant(pretrain={"max_length": 32}, finetune={"max_length": 32}, given_idf=True)}
     variants = chosen_variants(["full"], own)
     full, shorter = ablation_points(variants, [13], 0.02)
     assert (shorter.name, shorter.pretrain["max_length"], shorter.finetune["max_length"]) == (
@@ -114,6 +114,7 @@ def test_variants_of_ones_own_stand_beside_the_papers():
         32,
         32,
     )
+    assert shorter.given_idf and not full.given_idf
     assert "max_length" not in full.finetune and shorter.finetune["seed"] == full.finetune["seed"]
     rows = summarise(variants, [result("full", 13, 0.5), result("shorter", 13, 0.4)])
     assert rows[1]["diff"] == pytest.approx(-0.1) and rows[1]["paper"] is None

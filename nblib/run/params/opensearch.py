@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from nblib.run.params.fields import (
     Analyzer,
@@ -12,7 +12,6 @@ from nblib.run.params.fields import (
     IdfDir,
     ModelDir,
     Name,
-    Neutral,
     NotebookParams,
     Positive,
     Seed,
@@ -31,7 +30,6 @@ class OpenSearchParams(NotebookParams):
     sets_dir: SetsDir
     split: Name
     max_queries: Count  # 0 = all
-    url: str  # of a node; "" = OPENSEARCH_URL, and where that is not set a node of this machine
     text_analyzer: Analyzer
     batch_size: Positive
     top_k: Annotated[int, Field(gt=0, le=10_000)]  # the most that OpenSearch gives
@@ -40,17 +38,9 @@ class OpenSearchParams(NotebookParams):
     clients: Annotated[list[Positive], Field(min_length=1)]
     searches: Positive
     hits: Annotated[int, Field(gt=0, le=10_000)]
-    keep: Annotated[bool, Neutral()]
+    keep: bool
     seed: Seed
     run_dir: Name
-
-    @field_validator("url")
-    @classmethod
-    def check_url(cls, value: str) -> str:
-        """Refuse a password in a parameter, which is written to files."""
-        if "@" in value:
-            raise ValueError("url holds a name or a password: set OPENSEARCH_USER and OPENSEARCH_PASSWORD")
-        return value
 
     @model_validator(mode="after")
     def check_clients(self) -> Self:

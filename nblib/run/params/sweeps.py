@@ -66,12 +66,16 @@ Ablation = Literal[
 
 
 class OwnVariant(BaseModel):
-    """What a variant of one's own changes in the recipe: parameters of 03 and of 04."""
+    """What a variant of one's own changes in the recipe: parameters of 03 and of 04.
+
+    given_idf: search with the IDF of 02, whatever query weights the model was trained with.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     pretrain: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
+    given_idf: bool = False
 
     @model_validator(mode="after")
     def check_names(self) -> Self:
