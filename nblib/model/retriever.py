@@ -13,21 +13,23 @@ from nblib.files import write_json
 from nblib.losses import idf_vector
 from nblib.model.encoder import NeuralSparseEncoder
 
-QUERY_SIDES = ("idf", "learned-idf", "binary", "siamese")
+QUERY_SIDES = ("idf", "learned-idf", "binary", "idf-at-search", "siamese")
 
 
 class SparseRetriever(nn.Module):
-    """A document encoder and one of four query sides.
+    """A document encoder and one of five query sides.
 
     - "idf": a query is the set of its tokens times a fixed IDF (arXiv:2411.04403, eq. 5); no encoder pass.
     - "learned-idf": the same, and the weights are trained (Li-LSR, arXiv:2505.01452); relu keeps them >= 0.
     - "binary": the set of its tokens, each of weight 1 (SPLADE-doc, arXiv:2109.10086); `idf` is not read.
+    - "idf-at-search": "binary" in training, so that common tokens teach as much as rare ones; searched with
+      `idf` as "idf" is. Higher than "idf" in 280 steps, against the paper: profile `ablation`.
     - "siamese": the document encoder reads queries too.
 
     Args:
         encoder: reads documents, and queries where the side is "siamese".
         idf: [V] query weights, or {token: weight} in the order of the ids.
-        query_side: one of the four.
+        query_side: one of the five.
 
     Raises:
         ValueError: another name, or weights that do not fit the encoder's vocabulary.
@@ -41,15 +43,23 @@ class SparseRetriever(nn.Module):
             raise ValueError(f"{len(idf)} query weights for a vocabulary of {encoder.vocab_size} tokens")
         weights = idf_vector(idf, encoder.vocab_size, default=0.0)
         self.encoder, self.query_side = encoder, query_side
-        if query_side == "binary":
+        self._given_idf = weights
+        if query_side in ("binary", "idf-at-search"):
             weights = torch.ones_like(weights)
         weights = weights.clone().to(encoder.device)
         self.query_weights = nn.Parameter(weights, requires_grad=query_side == "learned-idf")
 
     @property
     def idf(self) -> Tensor:
-        """[V] weights of query tokens, >= 0, special tokens 0."""
+        """[V] weights of query tokens in training, >= 0, special tokens 0."""
         return torch.relu(self.query_weights) * self.encoder.term_mask
+
+    @property
+    def search_idf(self) -> Tensor:
+        """[V] weights of query tokens in search: those of training, but for "idf-at-search"."""
+        if self.query_side == "idf-at-search":
+            return self._given_idf.to(self.encoder.term_mask) * self.encoder.term_mask
+        return self.idf
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Encode a batch of nblib.train.collator.Collator.

@@ -28,7 +28,7 @@ class DevSearch:
 
     def __call__(self, retriever: SparseRetriever) -> dict[str, float]:
         """Measure a retriever: {"ndcg_at_10", "mrr_at_10", "loss", "flops", "d_nnz"}."""
-        idf = retriever.idf.detach().cpu().numpy()
+        idf = retriever.search_idf.detach().cpu().numpy()
         q_reps = retriever.encoder.encode_queries(self.data.queries, idf, self.batch_size)
         return self.measure(retriever.encoder, q_reps)
 

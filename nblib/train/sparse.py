@@ -99,7 +99,7 @@ def train_sparse(
             if config.query_side in ("learned-idf", "binary"):
                 retriever.save_query_weights(tmp / "idf.json")
             else:
-                note_weights(tmp, retriever.idf.detach().cpu().numpy()[: len(encoder.tokenizer)])
+                note_weights(tmp, retriever.search_idf.detach().cpu().numpy()[: len(encoder.tokenizer)])
     return folder / "final_model"
 
 
@@ -161,7 +161,8 @@ def prepare_retriever(encoder: NeuralSparseEncoder, idf, config: TrainConfig) ->
         encoder.mlm.gradient_checkpointing_enable({"use_reentrant": False})
     if config.compile:
         encoder.mlm.compile(dynamic=True)
-    encoder.query_side = config.query_side
+    # what a search has to know of it
+    encoder.query_side = "idf" if config.query_side == "idf-at-search" else config.query_side
     encoder.query_max_length = query_cut(encoder, config)
     encoder.pad_to_multiple_of = config.pad_to_multiple_of
     return SparseRetriever(encoder, idf, config.query_side)

@@ -5,17 +5,20 @@ import os
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import TrainerCallback
 
+from nblib.compatible import query_weights
 from nblib.data.difficulty import CLASSES
 from nblib.experiment import load_eval_set
-from nblib.files import read_json, write_json
+from nblib.files import read_json, sha256_file, write_json
 from nblib.idf import compute_idf_weights, load_idf
 from nblib.model.encoder import NeuralSparseEncoder
 from nblib.model.lora import add_lora
 from nblib.model.padding import pad
+from nblib.model.retriever import SparseRetriever
 from nblib.objective import SparseLoss
 from nblib.query_side import warn_of_other_weights
 from nblib.train.callbacks import read_log
@@ -59,6 +62,23 @@ def test_frozen_idf_stays_with_02_and_the_model_knows_it(tiny_backbone, data, tm
         write_json(tmp_path / "idf.json", {token: w * factor for token, w in weights.items()})
         warn_of_other_weights(folder, load_idf(tmp_path / "idf.json", encoder.tokenizer), tmp_path)
         assert capsys.readouterr().out.count("was trained with other IDF") == said
+
+
+def test_idf_at_search_is_binary_in_training_and_idf_after(tiny_backbone, data, tmp_path):
+    """The same weights to the bit as a binary training, in a folder that is searched with IDF."""
+    binary = replace(SMALL, query_side="binary")
+    _, plain = train(tiny_backbone, data, tmp_path / "binary", binary)
+    encoder, folder = train(tiny_backbone, data, tmp_path / "own", replace(SMALL, query_side="idf-at-search"))
+    assert sha256_file(folder / "model.safetensors") == sha256_file(plain / "model.safetensors")
+    config = read_json(folder / "sparse_config.json")
+    assert config["query_side"] == "idf" and not (folder / "idf.json").exists()
+    weights = compute_idf_weights(data.documents, encoder.tokenizer)
+    write_json(tmp_path / "idf.json", weights)
+    loaded = query_weights(tmp_path / "idf.json", folder, encoder.tokenizer)
+    np.testing.assert_array_equal(loaded, load_idf(tmp_path / "idf.json", encoder.tokenizer))
+    retriever = SparseRetriever(encoder, loaded, "idf-at-search")
+    np.testing.assert_array_equal(retriever.search_idf.numpy(), loaded)
+    assert set(retriever.idf.detach().unique().tolist()) == {0.0, 1.0}
 
 
 def test_siamese_training_reads_queries_with_the_encoder(tiny_backbone, data, tmp_path):

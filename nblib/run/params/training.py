@@ -53,7 +53,7 @@ class _TrainParams(NotebookParams):
     lexical_weight: Weight  # pulls a document's own tokens towards BM25's weights
     lexical_stemmer: Stems  # language whose stems stand for each other in them; "" = none
     temperature: PositiveFloat
-    query_side: Literal["idf", "learned-idf", "binary", "siamese"]
+    query_side: Literal["idf", "learned-idf", "binary", "idf-at-search", "siamese"]
     kl_weight: Weight  # of the distillation
     normalise_teachers: bool
     dropout: Ratio
