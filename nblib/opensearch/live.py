@@ -11,6 +11,7 @@ from typing import Any
 from opensearchpy import OpenSearch
 from scipy.sparse import csr_matrix
 
+from nblib.bags import query_matrix
 from nblib.evaluate import metrics_row, score_run, write_trec
 from nblib.experiment import EvalSet
 from nblib.export.opensearch import token_strings
@@ -85,22 +86,23 @@ class LiveSet:
         return {term: number for number, term in enumerate(self.terms)}
 
 
-def encode_set(data: EvalSet, system: System, prune_ratio: float = 0.0) -> LiveSet:
+def encode_set(data: EvalSet, system: System, query_length: int, prune_ratio: float = 0.0) -> LiveSet:
     """Encode documents and queries here, or read what 05 has encoded; nothing is sent yet.
 
     Args:
         data: the set.
-        system: of nblib.systems.learned_sparse.
+        system: of nblib.systems.learned_sparse, whose queries are bags of tokens.
+        query_length: tokens kept of a query, as the tokenizer in the cluster does.
         prune_ratio: as in the zip.
 
     Raises:
         ValueError: tokens that OpenSearch would merge.
     """
-    blocks, encode_queries, seconds = system.index(data.texts)
+    blocks, _, seconds = system.index(data.texts)
     d_reps = prune_reps(blocks.to_csr(), prune_ratio)
     core, special_ids = system.tokenizer.backend_tokenizer, system.tokenizer.all_special_ids
     terms = token_strings(core, special_ids, d_reps.shape[1])
-    q_reps = encode_queries(data.queries)
+    q_reps = query_matrix(data.queries, system.tokenizer, system.idf, query_length)
     return LiveSet(
         data, PREFIX + data.name.lower(), d_reps, q_reps, terms, {"encoded here": (len(data.texts), seconds)}
     )
