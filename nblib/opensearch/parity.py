@@ -74,13 +74,3 @@ def compare_scores(
     all_apart = np.concatenate(apart)
     worst, mean = (float(f(all_apart)) if len(all_apart) else 0.0 for f in (np.max, np.mean))
     return {"pairs": len(all_apart), "max_rel_diff": worst, "mean_rel_diff": mean}
-
-
-def mean_ndcg(per_query: Mapping[str, Mapping[str, float]]) -> float:
-    """Average nDCG@10 over the queries of nblib.evaluate.score_run."""
-    return float(np.mean([found["ndcg_at_10"] for found in per_query.values()]))
-
-
-def both(here: float, there: float) -> dict[str, float]:
-    """Set a figure of this process beside the cluster's."""
-    return {"here": here, "there": there, "diff": there - here}

@@ -7,6 +7,7 @@ import pytest
 
 from nblib.bags import query_matrix
 from nblib.export.opensearch import token_strings
+from nblib.model.prune import prune_reps
 from nblib.opensearch import modes
 from nblib.opensearch.deploy import deploy
 from nblib.opensearch.ingest import (
@@ -18,6 +19,7 @@ from nblib.opensearch.ingest import (
     sparse_index,
     vectors,
 )
+from nblib.opensearch.live import stored_vectors
 from nblib.opensearch.load import measure
 from nblib.opensearch.modes import SearchError, search
 from nblib.opensearch.parity import QUANTISED, TOLERANCE, compare_scores, compare_vectors, predict
@@ -83,6 +85,19 @@ def test_what_the_pipeline_wrote_is_what_we_would_write(client, live):
     )
     told = compare_vectors(there, here)
     assert told["same_terms"] == 1 and told["max_abs_diff"] < TOLERANCE
+
+
+def test_a_pipeline_prunes_as_we_do(client, live):
+    """OpenSearch's max_ratio against nblib.model.prune."""
+    client.ingest.put_pipeline(id="pruned", body=encoding_pipeline(live.doc, prune_ratio=0.6))
+    create_index(client, name := f"{live.name}-pruned", sparse_index(pipeline="pruned"))
+    index_documents(client, name, rows(live.ids, live.model.texts, None), len(live.ids))
+    there = stored_vectors(client, name, live.ids)
+    ours = list(vectors(prune_reps(live.d_reps, 0.6), live.terms))
+    client.indices.delete(index=name)
+    told = compare_vectors(there, ours)
+    assert told["same_terms"] == 1 and told["max_abs_diff"] < TOLERANCE
+    assert 0 < sum(map(len, ours)) < live.d_reps.nnz, "something was pruned, and not all"
 
 
 def test_scores_and_order_are_the_exact_engines(client, live):
