@@ -19,8 +19,8 @@ run: $(STAMP) ## set up, then run the notebooks with profile quick (PROFILE=name
 standard: $(STAMP) ## set up, then run the notebooks with profile standard (up to an hour on 2 cores)
 	@$(BIN)/python -m nblib run --profile standard
 
-test: lint ## set up, then all checks and tests
-	@$(BIN)/python -m pytest -q
+test: lint ## set up, then all checks and tests, in as many processes as there are cores, 4 at most
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff, and notebooks stripped of outputs
 	@$(BIN)/python -m ruff check .

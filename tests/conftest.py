@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once, with words
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs as many processes as there are cores
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from nblib.backbones import load_tokenizer, make_tiny_bert  # noqa: E402
@@ -17,6 +18,19 @@ from nblib.idf import compute_idf_weights, load_idf  # noqa: E402
 
 ENGLISH = ROOT / "tests" / "data" / "english"
 KOREAN = ROOT / "tests" / "data" / "korean"
+LONG = ("tests/test_smoke.py", "tests/opensearch", "tests/demo")  # begun first
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items) -> None:
+    """Say what one process runs: a file, whose tests share fixtures, or all that share a node."""
+    for item in items:
+        group = item.nodeid.split("::")[0]
+        if "node" in item.fixturenames and group != "tests/test_smoke.py":
+            group = "node"
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 @pytest.fixture(scope="session")

@@ -100,6 +100,7 @@ def test_second_call_skips_everything(english):
     assert stamps == {step: (folder / step / "executed.ipynb").stat().st_mtime_ns for step in STEPS}
 
 
+@pytest.mark.xdist_group("the Korean chain")  # needs nothing of the English one
 def test_korean_chain_without_any_weights(tmp_path):
     texts = [document_text(doc) for doc in read_beir(KOREAN).corpus.values()]
     backbone = make_tiny_bert(tmp_path / "backbone", texts, vocab_size=800)

@@ -32,7 +32,7 @@ TEST_PACKAGES = ("pandas", "matplotlib", "numpy")  # matplotlib's distribution h
 # Near the test domain in kind (tables, numeric structures) and small: training keeps scipy and scikit-learn.
 DEV_PACKAGES = ("narwhals", "networkx")
 # They joined the lock file after the set was measured on: read, they would make it another one.
-NOT_READ = ("events", "opensearch-protobufs", "opensearch-py")
+NOT_READ = ("events", "execnet", "opensearch-protobufs", "opensearch-py", "pytest-xdist")
 # Words: a shorter query names nothing to look for; a longer one is an essay whose lead was never split off.
 MIN_QUERY_WORDS, MAX_QUERY_WORDS = 4, 64
 MIN_DOC_WORDS = 15  # a shorter rest is a bare ":return: None" or a signature

@@ -4,9 +4,12 @@ N documents, V terms.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from scipy.sparse import csr_matrix
 
 from nblib.bags import token_matrix
 from nblib.explain import Match, matched_terms
@@ -59,8 +62,7 @@ class Lexical:
     def _hit(self, query: str, place: int, score: float) -> Hit:
         row = self.index.query_matrix([query]).multiply(self.index.doc_matrix[[place]]).tocoo()
         found = {self.terms[i]: float(w) for i, w in zip(row.col, row.data, strict=True)}
-        matches = [Match(term, 1.0, w, w, False) for term, w in sorted(found.items(), key=lambda p: -p[1])]
-        return Hit(self.doc_ids[place], score, self._parts(self.texts[place], found), matches)
+        return Hit(self.doc_ids[place], score, self._parts(self.texts[place], found), matched(found))
 
     def _parts(self, text: str, found: dict[str, float]) -> list[Part]:
         """Mark the words whose terms matched."""
@@ -88,13 +90,8 @@ class Sparse:
     def __init__(
         self, doc_ids: Sequence[str], texts: Sequence[str], system: System, max_length: int, scratch: Path
     ):
-
-        self.doc_ids, self.texts, self.tokenizer, self.max_length = (
-            doc_ids,
-            texts,
-            system.tokenizer,
-            max_length,
-        )
+        self.doc_ids, self.texts = doc_ids, texts
+        self.tokenizer, self.max_length = system.tokenizer, max_length
         self.entry = enter(system, texts, scratch)
 
     def search(self, query: str, k: int) -> list[Hit]:
@@ -104,18 +101,38 @@ class Sparse:
         found = zip(places[0], scores[0], strict=True)
         return [self._hit(q_row, int(i), float(s)) for i, s in found if i >= 0]
 
-    def _hit(self, q_row, place: int, score: float) -> Hit:
-        text = self.texts[place]
-        own = token_matrix([text], self.tokenizer, self.max_length, q_row.shape[1])
-        matches = matched_terms(q_row, self.entry.d_reps.row(place), self.tokenizer, own)
-        weights = {match.token: match.contribution for match in matches}
-        encoded = self.tokenizer(
-            text, truncation=True, max_length=self.max_length, return_offsets_mapping=True
-        )
-        tokens = self.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-        spans = zip(encoded["offset_mapping"], tokens, strict=True)
-        marked = [(start, stop, weights.get(token, 0.0)) for (start, stop), token in spans]
-        return Hit(self.doc_ids[place], score, split(text, marked), matches)
+    def _hit(self, q_row: csr_matrix, place: int, score: float) -> Hit:
+        d_row, text = self.entry.d_reps.row(place), self.texts[place]
+        return sparse_hit(self.doc_ids[place], score, text, q_row, d_row, self.tokenizer, self.max_length)
+
+
+def sparse_hit(
+    doc_id: str,
+    score: float,
+    text: str,
+    q_row: csr_matrix,
+    d_row: csr_matrix,
+    tokenizer: Any,
+    max_length: int,
+) -> Hit:
+    """Say which terms of a document [1, V] a query [1, V] found, and mark those that its text holds.
+
+    max_length: tokens that the model saw of the text.
+    """
+    own = token_matrix([text], tokenizer, max_length, q_row.shape[1])
+    matches = matched_terms(q_row, d_row, tokenizer, own)
+    weights = {match.token: match.contribution for match in matches}
+    encoded = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    spans = zip(encoded["offset_mapping"], tokens, strict=True)
+    return Hit(
+        doc_id, score, split(text, [(*span, weights.get(token, 0.0)) for span, token in spans]), matches
+    )
+
+
+def matched(found: Mapping[str, float]) -> list[Match]:
+    """List what each term adds to a BM25 score, the most first."""
+    return [Match(term, 1.0, w, w, False) for term, w in sorted(found.items(), key=lambda pair: -pair[1])]
 
 
 def split(text: str, marked: Sequence[tuple[int, int, float]]) -> list[Part]:

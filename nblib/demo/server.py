@@ -3,16 +3,22 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Lock
 from urllib.parse import parse_qs, urlsplit
 
 from nblib.data.collections import data_home
+from nblib.demo.cluster import LexicalThere, SparseThere, check_index
 from nblib.demo.engines import Lexical, Sparse
 from nblib.demo.page import LONGEST, page
 from nblib.experiment import load_eval_set
 from nblib.files import ROOT
-from nblib.systems import find_input, learned_sparse
+from nblib.opensearch.client import NoCluster, connect
+from nblib.opensearch.modes import SearchError
+from nblib.query_side import query_side
+from nblib.systems import System, find_input, learned_sparse
 
 HITS = 10
 HEADERS = {
@@ -55,8 +61,12 @@ def make_server(engines: list, title: str, note: str, port: int) -> ThreadingHTT
                 self._send(400, "<!doctype html><p>ask as the page does: /?q=words</p>")
                 return
             query = " ".join(asked[:LONGEST].split())
-            with turn:
-                found = [timed(engine, query) for engine in engines] if query else []
+            try:
+                with turn:
+                    found = [timed(engine, query) for engine in engines] if query else []
+            except SearchError as error:
+                self._send(502, page(title, query, [], f"No answer: {error}"))
+                return
             self._send(200, page(title, query, found, note))
 
         def _send(self, status: int, text: str) -> None:
@@ -88,34 +98,67 @@ def main(argv: list[str] | None = None) -> int:
         "--model", default=str(quick / "04_finetune"), help="of 04's run, or of the model itself"
     )
     top.add_argument("--idf", default=str(quick / "02_idf"), help="of 02's run, or an idf.json")
+    top.add_argument("--index", default="", help="search this index of OPENSEARCH_URL in place of --dataset")
     top.add_argument("--data", default=str(quick / "01_data_prep"), help="01's run, for built sets by name")
     top.add_argument("--dataset", default="api-docs-test", help="built set, BEIR folder or collection")
     top.add_argument("--split", default="test", help="of its judgements")
     top.add_argument(
-        "--analyzer", default="english", choices=["english", "korean", "whitespace"], help="of BM25"
+        "--analyzer", default="english", choices=["english", "korean", "whitespace"], help="of BM25, here"
     )
     top.add_argument("--max-length", type=int, default=64, help="tokens of a document that the model sees")
     top.add_argument("--port", type=int, default=8765, help="on 127.0.0.1; 0 takes a free one")
     options = top.parse_args(argv)
     try:
         model, idf = find_input("model_dir", options.model), find_input("idf_dir", options.idf)
-        data = load_eval_set(options.dataset, options.data, options.split)
         cache = data_home() / "demo"
         system = learned_sparse("finetuned", model, idf, options.max_length, 32, cache)
-        note = f"{len(data.texts):,} documents of {data.name}, in this process. Try: {data.queries[0]}"
+        note, example, make = (_there if options.index else _here)(options, system, cache)
         engines: list = []
         server = make_server(engines, "BM25 and learned sparse search, side by side", note, options.port)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NoCluster) as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
-    print(f"{data.name}: {len(data.texts):,} documents; those that were never encoded are encoded now")
-    engines.append(Lexical(data.doc_ids, data.texts, options.analyzer))
-    engines.append(Sparse(data.doc_ids, data.texts, system, options.max_length, cache / "index"))
-    for engine in engines:
-        engine.search(data.queries[0], HITS)  # the first search compiles and loads
+    print(note)
+    engines += make()
+    try:
+        for engine in engines:
+            engine.search(example, HITS)  # the first search compiles and loads
+    except SearchError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        return 2
     print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C ends it)")
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         print("ended")
     return 0
+
+
+Prepared = tuple[str, str, Callable[[], list]]  # a note, a query to try, and what makes the engines
+
+
+def _here(options: argparse.Namespace, system: System, cache: Path) -> Prepared:
+    """Search a set in this process; documents that were never encoded are encoded."""
+    data = load_eval_set(options.dataset, options.data, options.split)
+
+    def make() -> list:
+        sparse = Sparse(data.doc_ids, data.texts, system, options.max_length, cache / "index")
+        return [Lexical(data.doc_ids, data.texts, options.analyzer), sparse]
+
+    example = data.queries[0]
+    note = f"{len(data.texts):,} documents of {data.name}, in this process. Try: {example}"
+    return note, example, make
+
+
+def _there(options: argparse.Namespace, system: System, cache: Path) -> Prepared:
+    """Search an index of a cluster; the model's network is not asked."""
+    model = find_input("model_dir", options.model)
+    if query_side(model) == "siamese":
+        raise ValueError(f"{model} is siamese: its queries are no weighted tokens; leave --index out")
+    cluster = connect()
+    note = f"{check_index(cluster, options.index):,} documents of the index {options.index}"
+    engines = [
+        LexicalThere(cluster, options.index),
+        SparseThere(cluster, options.index, system, options.max_length),
+    ]
+    return note, "example", lambda: engines

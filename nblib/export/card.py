@@ -158,7 +158,7 @@ def _summary(facts: CardFacts) -> str:
         f"# {facts.name} {facts.version}\n\n"
         "A learned sparse retriever whose queries need no model: a query is the set of its tokens, each with "
         "its inverse document frequency; a document goes through a masked-LM encoder, log(1 + relu) and max "
-        f"pooling (arXiv 2411.04403). Texts are cut at {facts.max_length} tokens."
+        f"pooling (arXiv 2411.04403). Documents are cut at {facts.max_length} tokens."
     )
 
 

@@ -16,6 +16,7 @@ from nblib.files import atomic_folder, read_json, write_json
 from nblib.model.encoder import CONFIG, NeuralSparseEncoder
 
 MUTED_BIAS = -1.0e4  # far below any logit, and still a number in float16
+UNCUT = 8192  # tokens, more than anyone asks by; where no cut is named OpenSearch cuts at 512
 
 
 @contextmanager
@@ -81,8 +82,11 @@ def checked_length(encoder: NeuralSparseEncoder, max_length: int | None) -> int:
 
 
 def query_length(encoder: NeuralSparseEncoder, max_length: int) -> int:
-    """Return how many tokens of a query an export keeps: as training did, or as many as of documents."""
-    return encoder.query_max_length or max_length
+    """Return how many tokens of a query an export keeps: as many as in training and evaluation.
+
+    A bag of tokens has no positions to run out of, so a model that keeps all says UNCUT.
+    """
+    return encoder.query_max_length or max(max_length, UNCUT)
 
 
 def checked_idf(encoder: NeuralSparseEncoder, idf: np.ndarray) -> np.ndarray:
@@ -119,15 +123,15 @@ def export_sentence_transformers(
     `AutoModelForMaskedLM.from_pretrained(folder)` and `NeuralSparseEncoder.load(folder)` work as well and
     the weights are stored once. Special tokens are silenced by their decoder bias, see muted_mlm.
 
-    Both sides cut at max_length (queries at the encoder's query_max_length where it has one). The query side
-    adds no special tokens, so a query longer than the cut - 2 keeps up to two tokens more than in OpenSearch,
-    which counts [CLS] and [SEP].
+    Documents are cut at max_length; queries at the encoder's query_max_length where it has one, else at
+    UNCUT. The query side adds no special tokens, so a query longer than its cut - 2 keeps up to two tokens
+    more than in OpenSearch, which counts [CLS] and [SEP].
 
     Args:
         encoder: the trained document encoder.
         idf: [V] query weights, special tokens 0.
         folder: written whole or not at all; an older one is replaced.
-        max_length: tokens kept per text on both sides; default the encoder's.
+        max_length: tokens kept per document; default the encoder's.
 
     Returns:
         The folder.

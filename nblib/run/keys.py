@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ def key_parts(
         lock: the pinned packages; the embedded data set is built from their docstrings.
 
     Returns:
-        JSON-ready parts: cells, modules, params, upstream, data, lock.
+        JSON-ready parts: cells, modules, params, upstream, data, environment (hashes), lock.
     """
     _, sources = read_cells(notebook)
     modules = imported_modules(sources, package)
@@ -171,8 +172,14 @@ def key_parts(
         "params": counted(model, params),
         "upstream": upstream,
         "data": data_hashes(model, params),
+        "environment": {name: _digest(os.environ.get(name, "")) for name in model.environment},
         "lock": sha256_paths([lock]) if lock.exists() else "",
     }
+
+
+def _digest(value: str) -> str:
+    """Hash a value that a manifest is not to hold."""
+    return hashlib.sha256(value.encode()).hexdigest()[:16]
 
 
 def key_of(parts: dict[str, Any]) -> str:
@@ -195,6 +202,8 @@ def explain(old: dict[str, Any], new: dict[str, Any]) -> str:
         reasons.append("upstream changed: " + ", ".join(upstream))
     if data := _changed(old, new, "data"):
         reasons.append("data changed: " + ", ".join(data))
+    if environment := _changed(old, new, "environment"):
+        reasons.append("environment changed: " + ", ".join(environment))
     if old.get("lock") != new["lock"]:
         reasons.append("requirements.lock changed")
     return "; ".join(reasons) or "the key was made by another version of the runner"

@@ -23,7 +23,11 @@ COLUMNS = {
     "diff_vs_bm25": "against bm25",
     "p_holm_vs_bm25": "p (Holm)",
 }
-SWEEPS = {"08_pareto": "table_pareto.md", "13_ablation": "table_ablation.md"}  # written by the notebook
+SUMMARIES = {  # tables that the notebook writes; they stand for its whole profile
+    "07_opensearch": ["table_ndcg.md", "table_load.md"],
+    "08_pareto": ["table_pareto.md"],
+    "13_ablation": ["table_ablation.md"],
+}
 SUMMARY = "12"  # the notebook whose rows stand for its whole profile
 KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "wall_s", "peak_gib", "status")
 
@@ -79,10 +83,13 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
-    """Write the Markdown tables of a run: over all data sets if several, of each, or of its sweeps."""
+    """Write the Markdown tables of a run: over all data sets if several, of each, or of SUMMARIES."""
     if "12_speed" in steps:
         return speed_block(read_json(folder / "12_speed" / "metrics.json"))
-    if tables := [folder / name / "figures" / file for name, file in SWEEPS.items() if name in steps]:
+    summed = [
+        folder / name / "figures" / file for name in SUMMARIES if name in steps for file in SUMMARIES[name]
+    ]
+    if tables := [table for table in summed if table.exists()]:
         return "\n".join(table.read_text(encoding="utf-8") for table in tables)
     rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []
     table = folder / "05_beir_eval" / "figures" / "table_ndcg.md"

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nblib.export.opensearch import export_opensearch, token_strings
-from nblib.export.sentence_transformers import export_sentence_transformers
+from nblib.export.sentence_transformers import UNCUT, export_sentence_transformers
 from nblib.export.verify import row_diff, verify_opensearch, verify_sentence_transformers
 from nblib.files import ROOT, read_json, sha256_file
 from nblib.model.padding import pad
@@ -42,12 +42,12 @@ def test_any_length_and_batch(english, length, batch):
 
 
 def test_layout_and_configuration(english):
-    for side, inner in (("doc", "tiny-doc-1.2.3.pt"), ("query", "idf.json")):
+    for side, inner, length in (("doc", "tiny-doc-1.2.3.pt", 24), ("query", "idf.json", UNCUT)):
         with zipfile.ZipFile(english.zips[side]) as archive:
             assert archive.namelist() == [inner, "tokenizer.json", "LICENSE"]  # at the root: no folder
             assert "Apache License" in archive.read("LICENSE").decode()
             cut = json.loads(archive.read("tokenizer.json"))["truncation"]
-        assert cut == {"direction": "Right", "max_length": 24, "strategy": "LongestFirst", "stride": 0}
+        assert cut == {"direction": "Right", "max_length": length, "strategy": "LongestFirst", "stride": 0}
         config = read_json(english.zips[f"{side}_config"])
         content = english.zips[side].read_bytes()
         assert config["model_content_size_in_bytes"] == len(content)

@@ -20,7 +20,7 @@ from nblib.opensearch.ingest import (
     vectors,
 )
 from nblib.opensearch.live import stored_vectors
-from nblib.opensearch.load import measure
+from nblib.opensearch.load import Load, measure, table
 from nblib.opensearch.modes import SearchError, search
 from nblib.opensearch.parity import QUANTISED, TOLERANCE, compare_scores, compare_vectors, predict
 from nblib.opensearch.zips import open_package
@@ -76,6 +76,15 @@ def test_the_cluster_encodes_documents_and_queries_as_we_do(client, live):
     assert ours["same_terms"] == 1 and ours["max_abs_diff"] < TOLERANCE and ours["texts"] == len(live.ids)
     queries = predict(client, live.query, live.model.queries)
     assert compare_vectors(queries, live.tokens)["max_abs_diff"] < TOLERANCE
+
+
+def test_a_query_longer_than_a_document_is_whole_there(client, live):
+    long = " ".join(live.model.texts)
+    tokenizer, idf = live.model.encoder.tokenizer, live.model.idf
+    ours = vectors(query_matrix([long], tokenizer, idf), live.terms)
+    assert len(tokenizer(long)["input_ids"]) > 2 * live.model.encoder.max_length
+    told = compare_vectors(predict(client, live.query, [long]), list(ours))
+    assert told["same_terms"] == 1 and told["max_abs_diff"] < TOLERANCE
 
 
 def test_what_the_pipeline_wrote_is_what_we_would_write(client, live):
@@ -184,6 +193,21 @@ def test_load_is_counted_for_every_mode(client, live):
         assert load.searches == 40 and load.clients == 2
         assert 0 < load.p50_ms <= load.p99_ms and load.queries_per_s > 0
         assert load.took_p50_ms <= load.p50_ms + 1
+
+
+def test_times_are_laid_out_by_way_and_clients():
+    loads = [
+        Load(mode, clients, 9, p50, p99, 0.0, 1.0, rate)
+        for mode, clients, p50, p99, rate in [
+            ("os-bm25", 1, 0.5, 2.0, 900.0),
+            ("os-sparse", 1, 0.75, 3.0, 800.0),
+            ("os-bm25", 4, 1.0, 4.0, 1900.0),
+            ("os-sparse", 4, 1.25, 3.0, 1800.4),
+        ]
+    ]
+    lines = table(loads).values.tolist()
+    assert lines[0] == ["os-bm25", "0.50 / 2.00 (1.00)", "1.00 / 4.00 (1.00)", "1,900"]
+    assert lines[1] == ["os-sparse", "0.75 / 3.00 (1.50)", "1.25 / 3.00 (0.75)", "1,800"]
 
 
 def test_differences_are_found():

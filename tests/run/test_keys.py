@@ -4,7 +4,7 @@ import pytest
 
 from nblib.files import ROOT
 from nblib.run.keys import cell_defaults, data_hashes, explain, imported_modules, key_of, key_parts
-from nblib.run.params import DataPrepParams, FinetuneParams, ParetoParams
+from nblib.run.params import DataPrepParams, FinetuneParams, OpenSearchParams, ParetoParams
 from tests.run.tiny import MAKE, MakeParams, TrainParams, write_notebook
 
 
@@ -161,6 +161,18 @@ def test_what_changes_no_result_is_no_part_of_the_key():
 
     neutral = {"workers": 3, "wandb": True, "save_total_limit": 9, "stream_texts": True}
     assert key() == key(**neutral) != key(processes=2)
+
+
+def test_another_cluster_is_another_result(monkeypatch):
+    path = ROOT / "notebooks" / "07_opensearch.ipynb"
+    parts = []
+    for url in ("", "https://name:secret@here:9200", "https://there:9200"):
+        monkeypatch.setenv("OPENSEARCH_URL", url)
+        parts.append(key_parts(path, OpenSearchParams, cell_defaults(path), {}))
+    monkeypatch.delenv("OPENSEARCH_URL")
+    assert key_parts(path, OpenSearchParams, cell_defaults(path), {}) == parts[0]
+    assert explain(parts[1], parts[2]) == "environment changed: OPENSEARCH_URL"
+    assert "secret" not in str(parts), "it goes into the manifest"
 
 
 def test_teachers_named_in_a_dictionary_count_by_content(tmp_path):

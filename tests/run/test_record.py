@@ -100,6 +100,11 @@ def test_the_tables_of_a_sweep_stand_for_its_profile(tmp_path):
     shown.mkdir(parents=True)
     (shown / "table_ablation.md").write_text("| variant |\n| --- |\n| full |\n")
     assert block(tmp_path, {"01_data_prep": {}, "13_ablation": {}}) == "| variant |\n| --- |\n| full |\n"
+    shown = tmp_path / "07_opensearch" / "figures"
+    shown.mkdir(parents=True)
+    (shown / "table_load.md").write_text("times\n")
+    (shown / "table_ndcg.md").write_text("relevance\n")
+    assert block(tmp_path, {"07_opensearch": {}}) == "relevance\n\ntimes\n"
 
 
 def test_search_has_a_table_of_its_own(tmp_path):

@@ -2,7 +2,7 @@
 
 import ast
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import Stemmer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -49,6 +49,7 @@ class NotebookParams(BaseModel):
     """Base of the models: strict types ("450" is no int), no unknown names, no infinity, no change later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    environment: ClassVar[tuple[str, ...]] = ()  # variables that decide a result of the notebook, too
 
     @classmethod
     def from_cell(cls, namespace: dict[str, Any]) -> Self:

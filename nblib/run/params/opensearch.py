@@ -1,6 +1,6 @@
 """Parameters of the live cluster: notebook 07."""
 
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,8 @@ ExportDir = Annotated[str, Field(min_length=1), From("06_export")]
 
 
 class OpenSearchParams(NotebookParams):
+    environment: ClassVar[tuple[str, ...]] = ("OPENSEARCH_URL",)
+
     data_dir: Annotated[str, From("01_data_prep")]  # "" = no built sets
     idf_dir: IdfDir
     model_dir: ModelDir
