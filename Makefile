@@ -20,7 +20,7 @@ standard: $(STAMP) ## set up, then run the notebooks with profile standard (up t
 	@$(BIN)/python -m nblib run --profile standard
 
 test: lint ## set up, then all checks and tests, in as many processes as there are cores, 4 at most
-	@$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 lint: $(STAMP) ## ruff, and notebooks stripped of outputs
 	@$(BIN)/python -m ruff check .

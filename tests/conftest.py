@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the hub fails at once, with words
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs as many processes as there are cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as there are cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from nblib.backbones import load_tokenizer, make_tiny_bert  # noqa: E402
@@ -18,19 +19,30 @@ from nblib.idf import compute_idf_weights, load_idf  # noqa: E402
 
 ENGLISH = ROOT / "tests" / "data" / "english"
 KOREAN = ROOT / "tests" / "data" / "korean"
-LONG = ("tests/test_smoke.py", "tests/opensearch", "tests/demo")  # begun first
+LONG = ("tests/test_smoke.py", "tests/opensearch/", "tests/demo/")  # begun first
+ON_A_NODE = ("tests/opensearch/", "tests/demo/test_cluster.py")  # one node for all of them
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items) -> None:
-    """Say what one process runs: a file, whose tests share fixtures, or all that share a node."""
-    for item in items:
-        group = item.nodeid.split("::")[0]
-        if "node" in item.fixturenames and group != "tests/test_smoke.py":
-            group = "node"
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(group))
+    """Begin what takes longest."""
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give each process whole files, whose tests share fixtures.
+
+    xdist's own way to name groups, loadgroup, does nothing under pytest 9.2 (pytest-xdist issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if nodeid.endswith("test_korean_chain_without_any_weights"):
+                return nodeid  # long, and needs nothing of the English chain
+            return "node" if nodeid.startswith(ON_A_NODE) else nodeid.split("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

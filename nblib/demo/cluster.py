@@ -4,62 +4,75 @@ V terms.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from opensearchpy import OpenSearch
-from opensearchpy.exceptions import TransportError
+from opensearchpy.exceptions import NotFoundError, RequestError, TransportError
 from scipy.sparse import csr_matrix
 
 from nblib.bags import query_matrix
-from nblib.demo.engines import Hit, matched, sparse_hit, split
+from nblib.demo.engines import Engine, Hit, matched, sparse_hit, split
 from nblib.export.opensearch import token_strings
 from nblib.opensearch import modes
 from nblib.opensearch.ingest import TEXT, VECTOR, vectors
 from nblib.systems import System
 
 WEIGHED = re.compile(rf"weight\({TEXT}:(.+) in \d+\)")  # a term in the explanation of a score
+Answer = TypeVar("Answer")
 
 
 def check_index(client: OpenSearch, index: str) -> int:
-    """Make sure that an index can be searched by words and by sparse vectors; returns its documents.
+    """Make sure that an index can be searched by words and by sparse vectors.
+
+    Args:
+        client: see nblib.opensearch.client.connect.
+        index: its name, or one alias of it.
+
+    Returns:
+        The documents that it holds.
 
     Raises:
         ValueError: it is not there, or lacks a field; names the cure.
+        SearchError: the cluster gave no answer.
     """
     try:
-        held = client.indices.get_mapping(index=index)
-        if len(held) != 1:
-            raise ValueError(f"{index!r} names {len(held)} indexes: name one")
-        fields = next(iter(held.values()))["mappings"].get("properties", {})
-        kinds = {name: fields.get(name, {}).get("type") for name in (TEXT, VECTOR)}
-        if kinds != {TEXT: "text", VECTOR: "rank_features"}:
-            raise ValueError(
-                f"index {index} has {kinds}: want {TEXT} of type text and {VECTOR} of type rank_features, as "
-                "nblib.opensearch.ingest.sparse_index makes them"
-            )
-        return client.count(index=index)["count"]
-    except TransportError as error:
-        raise ValueError(f"index {index}: {error}; fill one by 07_opensearch with -p keep=true") from None
+        held = _asked(index, lambda: client.indices.get_mapping(index=index))
+    except NotFoundError:
+        raise ValueError(f"there is no index {index}; 07_opensearch with -p keep=true leaves some") from None
+    if len(held) != 1:
+        raise ValueError(f"{index} names {len(held)} indexes: name one")
+    fields = next(iter(held.values()))["mappings"].get("properties", {})
+    kinds = {name: fields.get(name, {}).get("type") for name in (TEXT, VECTOR)}
+    if kinds != {TEXT: "text", VECTOR: "rank_features"}:
+        raise ValueError(
+            f"index {index} has {kinds}: want {TEXT} of type text and {VECTOR} of type rank_features, as "
+            "nblib.opensearch.ingest.sparse_index makes them"
+        )
+    return _asked(index, lambda: client.count(index=index))["count"]
 
 
-class LexicalThere:
-    """BM25 of an index, by the analyzer of its text."""
+class LexicalThere(Engine):
+    """BM25 of an index, by the analyzer of its text.
+
+    Args:
+        client, index: the cluster, and an index that `check_index` took.
+    """
 
     name = "BM25 in OpenSearch"
 
     def __init__(self, client: OpenSearch, index: str):
         self.client, self.index, self.mode = client, index, modes.bm25(index)
 
-    def search(self, query: str, k: int) -> list[Hit]:
-        """Find the k best documents.
+    def find(self, query: str, k: int) -> list[dict[str, Any]]:
+        """Find the k best documents. Raises SearchError: the cluster gave no answer."""
+        return _hits(self.client, self.mode, self.mode.request(query, {}, k))
 
-        Raises:
-            SearchError: the cluster gave no answer.
-        """
-        body = self.mode.request(query, {}, k) | {"explain": True}
-        return [self._hit(row) for row in _hits(self.client, self.mode, body, [TEXT])]
+    def show(self, query: str, found: list[dict[str, Any]]) -> list[Hit]:
+        """Ask again, for texts and what each word adds. Raises SearchError as `find` does."""
+        body = self.mode.request(query, {}, len(found)) | {"explain": True, "_source": [TEXT]}
+        return [self._hit(row) for row in _hits(self.client, self.mode, body)] if found else []
 
     def _hit(self, row: dict[str, Any]) -> Hit:
         found = dict(_weights(row["_explanation"]))
@@ -69,17 +82,24 @@ class LexicalThere:
     def _marked(self, text: str, found: Mapping[str, float]) -> list[tuple[int, int, float]]:
         """Weigh the pieces that the analyzer of the field makes of a text; overlapping ones are joined."""
         body = {"field": TEXT, "text": text}
+        try:
+            tokens = _asked(self.index, lambda: self.client.indices.analyze(index=self.index, body=body))
+        except RequestError:  # more tokens than it takes, or a name of several indexes: nothing is marked
+            return []
+        at = _places(text)
         pieces: list[tuple[int, int, float]] = []
-        for token in self.client.indices.analyze(index=self.index, body=body)["tokens"] if found else []:
-            start, stop, weight = token["start_offset"], token["end_offset"], found.get(token["token"], 0.0)
-            if weight and pieces and start < pieces[-1][1]:
+        for token in tokens["tokens"]:
+            if not (weight := found.get(token["token"], 0.0)):
+                continue
+            start, stop = at[token["start_offset"]], at[token["end_offset"]]
+            if pieces and start < pieces[-1][1]:
                 first, end, before = pieces.pop()
                 start, stop, weight = first, max(end, stop), max(before, weight)
-            pieces += [(start, stop, weight)] if weight else []
+            pieces.append((start, stop, weight))
         return pieces
 
 
-class SparseThere:
+class SparseThere(Engine):
     """A learned sparse model whose documents are in an index; queries are weighed here, by a table.
 
     Args:
@@ -100,36 +120,54 @@ class SparseThere:
         self.terms = token_strings(tokenizer.backend_tokenizer, tokenizer.all_special_ids, n_terms)
         self.ids = {term: number for number, term in enumerate(self.terms)}
 
-    def search(self, query: str, k: int) -> list[Hit]:
-        """Find the k best documents.
+    def find(self, query: str, k: int) -> list[dict[str, Any]]:
+        """Find the k best documents. Raises SearchError: the cluster gave no answer."""
+        tokens = self._tokens(self._encoded(query))
+        return _hits(self.client, self.mode, self.mode.request(query, tokens, k)) if tokens else []
 
-        Raises:
-            SearchError: the cluster gave no answer.
-        """
-        system = self.system
-        q_row = query_matrix([query], system.tokenizer, system.idf, system.query_length)
-        (tokens,) = vectors(q_row, self.terms)
-        if not tokens:
+    def show(self, query: str, found: list[dict[str, Any]]) -> list[Hit]:
+        """Ask again, for texts and vectors. Raises SearchError as `find` does."""
+        if not found:
             return []
-        body = self.mode.request(query, tokens, k)
-        found = _hits(self.client, self.mode, body, [TEXT, VECTOR])
-        return [self._hit(q_row, row) for row in found]
+        q_row = self._encoded(query)
+        body = self.mode.request(query, self._tokens(q_row), len(found)) | {"_source": [TEXT, VECTOR]}
+        return [self._hit(q_row, row) for row in _hits(self.client, self.mode, body)]
+
+    def _encoded(self, query: str) -> csr_matrix:
+        return query_matrix([query], self.system.tokenizer, self.system.idf, self.system.query_length)
+
+    def _tokens(self, q_row: csr_matrix) -> dict[str, float]:
+        return next(vectors(q_row, self.terms))
 
     def _hit(self, q_row: csr_matrix, row: dict[str, Any]) -> Hit:
         held = {self.ids[t]: w for t, w in row["_source"].get(VECTOR, {}).items() if t in self.ids}
         places = np.zeros(len(held), np.int32), np.fromiter(held, np.int32, len(held))
         d_row = csr_matrix((list(held.values()), places), shape=q_row.shape)
-        text = row["_source"].get(TEXT, "")
-        return sparse_hit(
-            row["_id"], row["_score"], text, q_row, d_row, self.system.tokenizer, self.max_length
-        )
+        text, tokenizer = row["_source"].get(TEXT, ""), self.system.tokenizer
+        return sparse_hit(row["_id"], row["_score"], text, q_row, d_row, tokenizer, self.max_length)
 
 
-def _hits(client: OpenSearch, mode: modes.Mode, body: dict[str, Any], fields: list[str]) -> list[dict]:
+def _asked(index: str, call: Callable[[], Answer]) -> Answer:
+    """Make a call; an error that is not of the request itself is a SearchError."""
     try:
-        return modes.ask(client, mode, body | {"_source": fields})["hits"]["hits"]
+        return call()
+    except (NotFoundError, RequestError):
+        raise
+    except TransportError as error:
+        raise modes.SearchError(f"{index} was not searched: {error}") from error
+
+
+def _hits(client: OpenSearch, mode: modes.Mode, body: dict[str, Any]) -> list[dict[str, Any]]:
+    try:
+        return modes.ask(client, mode, body)["hits"]["hits"]
     except TransportError as error:
         raise modes.SearchError(f"{mode.index} was not searched: {error}") from error
+
+
+def _places(text: str) -> list[int]:
+    """Say which character begins at each offset as Java counts: those beyond U+FFFF count twice there."""
+    places = [number for number, sign in enumerate(text) for _ in range(1 + (sign > "\uffff"))]
+    return [*places, len(text)]
 
 
 def _weights(explanation: dict[str, Any]) -> list[tuple[str, float]]:

@@ -4,11 +4,13 @@ N documents, V terms.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.sparse import csr_matrix
 
 from nblib.bags import token_matrix
@@ -42,8 +44,31 @@ class Hit:
     terms: list[Match]
 
 
-class Lexical:
-    """BM25 in this process."""
+class Engine(ABC):
+    """A way to search; finding is apart from explaining, so that only the search is timed."""
+
+    name = ""
+
+    @abstractmethod
+    def find(self, query: str, k: int) -> Any:
+        """Find the k best documents, as `show` takes them."""
+
+    @abstractmethod
+    def show(self, query: str, found: Any) -> list[Hit]:
+        """Say of what `find` found why it was found, the best first."""
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """Find the k best documents, and say why."""
+        return self.show(query, self.find(query, k))
+
+
+class Lexical(Engine):
+    """BM25 in this process.
+
+    Args:
+        doc_ids, texts: the corpus.
+        analyzer: "english", "korean" or "whitespace".
+    """
 
     name = "BM25"
 
@@ -52,12 +77,14 @@ class Lexical:
         self.index = Bm25(texts, analyzer)
         self.terms = {number: term for term, number in self.index.vocabulary.items()}
 
-    def search(self, query: str, k: int) -> list[Hit]:
-        """Find the k best documents."""
+    def find(self, query: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find the k best documents: places in the corpus, and scores."""
         places, scores = self.index.search([query], k)
-        return [
-            self._hit(query, int(i), float(s)) for i, s in zip(places[0], scores[0], strict=True) if i >= 0
-        ]
+        return places[0], scores[0]
+
+    def show(self, query: str, found: tuple[np.ndarray, np.ndarray]) -> list[Hit]:
+        """Say which words were found."""
+        return [self._hit(query, int(i), float(s)) for i, s in zip(*found, strict=True) if i >= 0]
 
     def _hit(self, query: str, place: int, score: float) -> Hit:
         row = self.index.query_matrix([query]).multiply(self.index.doc_matrix[[place]]).tocoo()
@@ -75,7 +102,7 @@ class Lexical:
         return split(text, marked)
 
 
-class Sparse:
+class Sparse(Engine):
     """A learned sparse model in this process.
 
     Args:
@@ -94,12 +121,16 @@ class Sparse:
         self.tokenizer, self.max_length = system.tokenizer, max_length
         self.entry = enter(system, texts, scratch)
 
-    def search(self, query: str, k: int) -> list[Hit]:
-        """Find the k best documents."""
+    def find(self, query: str, k: int) -> tuple[csr_matrix, np.ndarray, np.ndarray]:
+        """Find the k best documents: the query's weights [1, V], places in the corpus, and scores."""
         q_row = self.entry.encode_queries([query])
         places, scores = self.entry.search(q_row, k)
-        found = zip(places[0], scores[0], strict=True)
-        return [self._hit(q_row, int(i), float(s)) for i, s in found if i >= 0]
+        return q_row, places[0], scores[0]
+
+    def show(self, query: str, found: tuple[csr_matrix, np.ndarray, np.ndarray]) -> list[Hit]:
+        """Say which terms were found."""
+        q_row, places, scores = found
+        return [self._hit(q_row, int(i), float(s)) for i, s in zip(places, scores, strict=True) if i >= 0]
 
     def _hit(self, q_row: csr_matrix, place: int, score: float) -> Hit:
         d_row, text = self.entry.d_reps.row(place), self.texts[place]
@@ -115,9 +146,13 @@ def sparse_hit(
     tokenizer: Any,
     max_length: int,
 ) -> Hit:
-    """Say which terms of a document [1, V] a query [1, V] found, and mark those that its text holds.
+    """Say which terms of a document a query found, and mark those that its text holds.
 
-    max_length: tokens that the model saw of the text.
+    Args:
+        doc_id, score, text: of the document.
+        q_row, d_row: [1, V] weights of query and document.
+        tokenizer: of the model.
+        max_length: tokens that the model saw of the text.
     """
     own = token_matrix([text], tokenizer, max_length, q_row.shape[1])
     matches = matched_terms(q_row, d_row, tokenizer, own)

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from nblib.data.collections import data_home
 from nblib.demo.cluster import LexicalThere, SparseThere, check_index
-from nblib.demo.engines import Lexical, Sparse
+from nblib.demo.engines import Engine, Hit, Lexical, Sparse
 from nblib.demo.page import LONGEST, page
 from nblib.experiment import load_eval_set
 from nblib.files import ROOT
@@ -21,6 +21,7 @@ from nblib.query_side import query_side
 from nblib.systems import System, find_input, learned_sparse
 
 HITS = 10
+Prepared = tuple[str, str, Callable[[], list[Engine]]]  # a note, a query to try, and what makes the engines
 HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
@@ -31,11 +32,11 @@ HEADERS = {
 }
 
 
-def make_server(engines: list, title: str, note: str, port: int) -> ThreadingHTTPServer:
+def make_server(engines: list[Engine], title: str, note: str, port: int) -> ThreadingHTTPServer:
     """Bind the page to 127.0.0.1; nothing but this machine reaches it.
 
     Args:
-        engines: each with a name and search(query, k); the list may be filled before the first request.
+        engines: may be filled before the first request.
         title, note: of the page.
         port: 0 takes a free one.
 
@@ -83,11 +84,12 @@ def make_server(engines: list, title: str, note: str, port: int) -> ThreadingHTT
     return ThreadingHTTPServer(("127.0.0.1", port), Page)
 
 
-def timed(engine, query: str) -> tuple[str, list, float]:
-    """Search, and say how many milliseconds it took."""
+def timed(engine: Engine, query: str) -> tuple[str, list[Hit], float]:
+    """Search, and say how many milliseconds the search took, without its explanation."""
     begun = time.perf_counter()
-    hits = engine.search(query, HITS)
-    return engine.name, hits, 1000 * (time.perf_counter() - begun)
+    found = engine.find(query, HITS)
+    took = 1000 * (time.perf_counter() - begun)
+    return engine.name, engine.show(query, found), took
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         "--model", default=str(quick / "04_finetune"), help="of 04's run, or of the model itself"
     )
     top.add_argument("--idf", default=str(quick / "02_idf"), help="of 02's run, or an idf.json")
-    top.add_argument("--index", default="", help="search this index of OPENSEARCH_URL in place of --dataset")
+    top.add_argument("--index", default="", help="search this index of a cluster in place of --dataset")
     top.add_argument("--data", default=str(quick / "01_data_prep"), help="01's run, for built sets by name")
     top.add_argument("--dataset", default="api-docs-test", help="built set, BEIR folder or collection")
     top.add_argument("--split", default="test", help="of its judgements")
@@ -113,9 +115,9 @@ def main(argv: list[str] | None = None) -> int:
         cache = data_home() / "demo"
         system = learned_sparse("finetuned", model, idf, options.max_length, 32, cache)
         note, example, make = (_there if options.index else _here)(options, system, cache)
-        engines: list = []
+        engines: list[Engine] = []
         server = make_server(engines, "BM25 and learned sparse search, side by side", note, options.port)
-    except (OSError, ValueError, NoCluster) as error:
+    except (OSError, ValueError, NoCluster, SearchError) as error:
         print(f"refused: {error}", file=sys.stderr)
         return 2
     print(note)
@@ -134,14 +136,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-Prepared = tuple[str, str, Callable[[], list]]  # a note, a query to try, and what makes the engines
-
-
 def _here(options: argparse.Namespace, system: System, cache: Path) -> Prepared:
     """Search a set in this process; documents that were never encoded are encoded."""
     data = load_eval_set(options.dataset, options.data, options.split)
 
-    def make() -> list:
+    def make() -> list[Engine]:
+        print("documents that were never encoded are encoded now")
         sparse = Sparse(data.doc_ids, data.texts, system, options.max_length, cache / "index")
         return [Lexical(data.doc_ids, data.texts, options.analyzer), sparse]
 

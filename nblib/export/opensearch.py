@@ -112,7 +112,7 @@ def export_opensearch(
         name: letters, digits, dot, dash, underscore.
         version: the model's version, e.g. "1.0.0".
         max_length: tokens kept per document, [CLS] and [SEP] included; default the encoder's. Queries are cut
-            at the encoder's query_max_length where it was trained with one, else at UNCUT.
+            at the encoder's query_max_length where it was trained with one, else at LONGEST_QUERY.
         prune_ratio: weights of at most this share of a document's largest are dropped, 0 to below 1.
         licence: SPDX id of the base model's licence.
         token_format: "WORD" keys documents by token string, which must be one-to-one. "TOKEN_ID" keys them

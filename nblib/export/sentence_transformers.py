@@ -16,7 +16,7 @@ from nblib.files import atomic_folder, read_json, write_json
 from nblib.model.encoder import CONFIG, NeuralSparseEncoder
 
 MUTED_BIAS = -1.0e4  # far below any logit, and still a number in float16
-UNCUT = 8192  # tokens, more than anyone asks by; where no cut is named OpenSearch cuts at 512
+LONGEST_QUERY = 512  # tokens: OpenSearch's tokenizer keeps no more, whatever tokenizer.json says
 
 
 @contextmanager
@@ -82,11 +82,11 @@ def checked_length(encoder: NeuralSparseEncoder, max_length: int | None) -> int:
 
 
 def query_length(encoder: NeuralSparseEncoder, max_length: int) -> int:
-    """Return how many tokens of a query an export keeps: as many as in training and evaluation.
+    """Return how many tokens of a query an export keeps: as training did, or as many as OpenSearch takes.
 
-    A bag of tokens has no positions to run out of, so a model that keeps all says UNCUT.
+    A bag of tokens has no positions to run out of, so a model that keeps all is not cut where documents are.
     """
-    return encoder.query_max_length or max(max_length, UNCUT)
+    return encoder.query_max_length or LONGEST_QUERY
 
 
 def checked_idf(encoder: NeuralSparseEncoder, idf: np.ndarray) -> np.ndarray:
@@ -124,8 +124,8 @@ def export_sentence_transformers(
     the weights are stored once. Special tokens are silenced by their decoder bias, see muted_mlm.
 
     Documents are cut at max_length; queries at the encoder's query_max_length where it has one, else at
-    UNCUT. The query side adds no special tokens, so a query longer than its cut - 2 keeps up to two tokens
-    more than in OpenSearch, which counts [CLS] and [SEP].
+    LONGEST_QUERY. The query side adds no special tokens, so a query longer than its cut - 2 keeps up to two
+    tokens more than in OpenSearch, which counts [CLS] and [SEP].
 
     Args:
         encoder: the trained document encoder.

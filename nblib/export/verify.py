@@ -162,7 +162,7 @@ def row_diff(
 def score_diff(found: np.ndarray, exact: np.ndarray) -> float:
     """Return the largest absolute difference of scores [Q, N], all but the last query's.
 
-    The last one is the probe that is cut: hundreds of terms, whose sum is known to float32's rounding only.
+    The last one is the longest probe: hundreds of terms, whose sum is known to float32's rounding only.
     """
     return float(np.abs(found[:-1] - exact[:-1]).max())
 

@@ -160,11 +160,11 @@ def key_parts(
         lock: the pinned packages; the embedded data set is built from their docstrings.
 
     Returns:
-        JSON-ready parts: cells, modules, params, upstream, data, environment (hashes), lock.
+        JSON-ready parts: cells, modules, params, upstream, data, lock, and environment (hashes) if it counts.
     """
     _, sources = read_cells(notebook)
     modules = imported_modules(sources, package)
-    return {
+    parts = {
         "cells": hashlib.sha256("\0".join(sources).encode()).hexdigest(),
         "modules": {
             n: sha256_paths([p]) for n, p in modules.items() if not f"{n}.".startswith(f"{NOT_HASHED}.")
@@ -172,9 +172,11 @@ def key_parts(
         "params": counted(model, params),
         "upstream": upstream,
         "data": data_hashes(model, params),
-        "environment": {name: _digest(os.environ.get(name, "")) for name in model.environment},
         "lock": sha256_paths([lock]) if lock.exists() else "",
     }
+    if model.environment:
+        parts["environment"] = {name: _digest(os.environ.get(name, "")) for name in model.environment}
+    return parts
 
 
 def _digest(value: str) -> str:
@@ -210,7 +212,7 @@ def explain(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _changed(old: dict, new: dict, part: str) -> list[str]:
-    a, b = old.get(part, {}), new[part]
+    a, b = old.get(part, {}), new.get(part, {})
     return [name for name in sorted({*a, *b}) if (name in a, a.get(name)) != (name in b, b.get(name))]
 
 

@@ -23,11 +23,8 @@ COLUMNS = {
     "diff_vs_bm25": "against bm25",
     "p_holm_vs_bm25": "p (Holm)",
 }
-SUMMARIES = {  # tables that the notebook writes; they stand for its whole profile
-    "07_opensearch": ["table_ndcg.md", "table_load.md"],
-    "08_pareto": ["table_pareto.md"],
-    "13_ablation": ["table_ablation.md"],
-}
+SWEEPS = {"08_pareto": "table_pareto.md", "13_ablation": "table_ablation.md"}  # written by the notebook
+CLUSTER, CLUSTER_TABLES = "07_opensearch", ("table_ndcg.md", "table_load.md")
 SUMMARY = "12"  # the notebook whose rows stand for its whole profile
 KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "wall_s", "peak_gib", "status")
 
@@ -40,8 +37,8 @@ def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
         profile: its name.
         reference: outputs/reference.
         readme: file with the lines `<!-- <profile> -->` and `<!-- /<profile> -->`; what stands between
-            them is replaced by the results, and between those of `<profile> notebooks` by the table of the
-            notebooks. A README without them is left alone.
+            them is replaced by the results, between those of `<profile> cluster` by the tables of 07, and of
+            `<profile> notebooks` by the table of the notebooks. A README without them is left alone.
 
     Returns:
         reference / profile.
@@ -63,6 +60,9 @@ def record(folder: Path, profile: str, reference: Path, readme: Path) -> Path:
             write_json(tmp / name / "run.json", {key: manifest[key] for key in KEPT if key in manifest})
     if readme.exists():
         text = replace_block(readme.read_text(encoding="utf-8"), profile, block(folder, steps))
+        if CLUSTER in steps:
+            there = [(folder / CLUSTER / "figures" / name).read_text("utf-8") for name in CLUSTER_TABLES]
+            text = replace_block(text, f"{profile} cluster", "\n".join(there))
         table = notebook_table(steps, readme.parent / "notebooks")
         write_text(readme, replace_block(text, f"{profile} notebooks", table))
     return reference / profile
@@ -83,13 +83,10 @@ def replace_block(text: str, name: str, content: str) -> str:
 
 
 def block(folder: Path, steps: dict[str, dict[str, Any]]) -> str:
-    """Write the Markdown tables of a run: over all data sets if several, of each, or of SUMMARIES."""
+    """Write the Markdown tables of a run: over all data sets if several, of each, or of its sweeps."""
     if "12_speed" in steps:
         return speed_block(read_json(folder / "12_speed" / "metrics.json"))
-    summed = [
-        folder / name / "figures" / file for name in SUMMARIES if name in steps for file in SUMMARIES[name]
-    ]
-    if tables := [table for table in summed if table.exists()]:
+    if tables := [folder / name / "figures" / file for name, file in SWEEPS.items() if name in steps]:
         return "\n".join(table.read_text(encoding="utf-8") for table in tables)
     rows = read_json(folder / "05_beir_eval" / "metrics.json") if "05_beir_eval" in steps else []
     table = folder / "05_beir_eval" / "figures" / "table_ndcg.md"

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nblib.export.opensearch import export_opensearch, token_strings
-from nblib.export.sentence_transformers import UNCUT, export_sentence_transformers
+from nblib.export.sentence_transformers import LONGEST_QUERY, export_sentence_transformers
 from nblib.export.verify import row_diff, verify_opensearch, verify_sentence_transformers
 from nblib.files import ROOT, read_json, sha256_file
 from nblib.model.padding import pad
@@ -42,7 +42,7 @@ def test_any_length_and_batch(english, length, batch):
 
 
 def test_layout_and_configuration(english):
-    for side, inner, length in (("doc", "tiny-doc-1.2.3.pt", 24), ("query", "idf.json", UNCUT)):
+    for side, inner, length in (("doc", "tiny-doc-1.2.3.pt", 24), ("query", "idf.json", LONGEST_QUERY)):
         with zipfile.ZipFile(english.zips[side]) as archive:
             assert archive.namelist() == [inner, "tokenizer.json", "LICENSE"]  # at the root: no folder
             assert "Apache License" in archive.read("LICENSE").decode()

@@ -1,8 +1,10 @@
 """Models in the real cluster: there once, replaced in order, removed whole."""
 
 import json
+import tempfile
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -123,8 +125,9 @@ def test_a_cluster_that_takes_no_models_is_told_how(client, query_zip):
 
 def test_the_cluster_fetches_a_zip_itself(client, query_zip):
     package = query_zip()
-    package.file.parent.parent.chmod(0o755)  # the server runs as another user
-    for part in (package.file.parent, *package.file.parents[1:4]):
+    for part in package.file.parents:  # the server runs as another user
+        if part == Path(tempfile.gettempdir()):
+            break
         part.chmod(0o755)
     found = deploy(client, package, url=package.file.as_uri())
     assert found.fresh and predict(client, found.model_id, ["rows"])[0]

@@ -206,8 +206,8 @@ def test_times_are_laid_out_by_way_and_clients():
         ]
     ]
     lines = table(loads).values.tolist()
-    assert lines[0] == ["os-bm25", "0.50 / 2.00 (1.00)", "1.00 / 4.00 (1.00)", "1,900"]
-    assert lines[1] == ["os-sparse", "0.75 / 3.00 (1.50)", "1.25 / 3.00 (0.75)", "1,800"]
+    assert lines[0] == ["os-bm25", "0.50 / 2.00 (1.00)", "1.00 / 4.00 (1.00)", "1,900", "9"]
+    assert lines[1] == ["os-sparse", "0.75 / 3.00 (1.50)", "1.25 / 3.00 (0.75)", "1,800", "9"]
 
 
 def test_differences_are_found():

@@ -95,16 +95,28 @@ def test_other_blocks_stay():
     assert replace_block("<!-- a -->\nx\n<!-- /a -->", "b", "y\n") == "<!-- a -->\nx\n<!-- /a -->"
 
 
+def test_the_tables_of_a_cluster_have_a_block_of_their_own(folder, tmp_path):
+    shown = folder / "07_opensearch" / "figures"
+    shown.mkdir(parents=True)
+    for name in ("ndcg", "load"):
+        (shown / f"table_{name}.md").write_text(f"| {name} |\n")
+    manifest = {"status": "ok", "wall_s": 1.0, "peak_gib": 1.0, "params": {}}
+    write_json(folder / "07_opensearch" / "manifest.json", manifest)
+    readme = tmp_path / "README.md"
+    readme.write_text(
+        "<!-- quick -->\n<!-- /quick -->\n<!-- quick cluster -->\nold\n<!-- /quick cluster -->\n"
+    )
+    record(folder, "quick", tmp_path / "reference", readme)
+    text = readme.read_text()
+    assert "<!-- quick cluster -->\n| ndcg |\n\n| load |\n<!-- /quick cluster -->" in text
+    assert "| finetuned |" in text.partition("<!-- quick cluster -->")[0], "05's table stays"
+
+
 def test_the_tables_of_a_sweep_stand_for_its_profile(tmp_path):
     shown = tmp_path / "13_ablation" / "figures"
     shown.mkdir(parents=True)
     (shown / "table_ablation.md").write_text("| variant |\n| --- |\n| full |\n")
     assert block(tmp_path, {"01_data_prep": {}, "13_ablation": {}}) == "| variant |\n| --- |\n| full |\n"
-    shown = tmp_path / "07_opensearch" / "figures"
-    shown.mkdir(parents=True)
-    (shown / "table_load.md").write_text("times\n")
-    (shown / "table_ndcg.md").write_text("relevance\n")
-    assert block(tmp_path, {"07_opensearch": {}}) == "relevance\n\ntimes\n"
 
 
 def test_search_has_a_table_of_its_own(tmp_path):
