@@ -35,7 +35,7 @@ class Variant:
 BINARY = {"query_side": "binary"}
 DENSE = {"dense_weight": 1.0, "sparse_weight": 0.0}
 SPARSE = {"dense_weight": 0.0, "sparse_weight": 1.0}
-NO_OTHERS = {"cross_weight": 0.0, "given_weight": 0.0, "more_teachers": {}}
+NO_OTHERS = {"cross_teacher": "", "cross_weight": 0.0, "given_weight": 0.0, "more_teachers": {}}
 RAW = {"normalise_teachers": False}
 VARIANTS = {
     FULL: Variant(PAPER_FULL),

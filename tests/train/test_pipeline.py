@@ -153,6 +153,7 @@ def test_a_teacher_of_another_content_is_another_run(steps, tmp_path):
             "save_steps 4 is not eval_steps 5",
         ),
         ({"cross_weight": 0.5}, "cross_weight without cross_teacher"),
+        ({"cross_teacher": "a/model"}, "cross_teacher without cross_weight"),
         ({"mixing": [1.0, 2.0]}, "2 weights for 1 data sets"),
         ({"lambda_flops_queries": 0.1}, "its queries are fixed"),
         ({"more_teachers": {"bm25:english": -1.0}}, "greater than or equal to 0"),

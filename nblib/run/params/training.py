@@ -151,6 +151,8 @@ class FinetuneParams(_TrainParams):
             )
         if self.cross_weight and not self.cross_teacher:
             raise ValueError("cross_weight without cross_teacher: name a cross-encoder")
+        if self.cross_teacher and not self.cross_weight:
+            raise ValueError("cross_teacher without cross_weight: it would not teach; say what it counts")
         if self.lambda_flops_queries and self.query_side not in ("siamese", "learned-idf"):
             raise ValueError(f"lambda_flops_queries with query_side {self.query_side}: its queries are fixed")
         return self
