@@ -88,7 +88,8 @@ def style_of(system: str) -> tuple[str, str]:
     if system in SYSTEM_STYLE:
         return SYSTEM_STYLE[system]
     number = crc32(system.encode())  # of the name, so that a system looks the same in every run
-    return OTHER_COLOURS[number % len(OTHER_COLOURS)], OTHER_MARKERS[number % len(OTHER_MARKERS)]
+    number, colour = divmod(number, len(OTHER_COLOURS))
+    return OTHER_COLOURS[colour], OTHER_MARKERS[number % len(OTHER_MARKERS)]
 
 
 def relevance_flops(
