@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from opensearchpy import OpenSearch
-from opensearchpy.exceptions import NotFoundError, RequestError, TransportError
+from opensearchpy.exceptions import NotFoundError, TransportError
 from scipy.sparse import csr_matrix
 
 from nblib.bags import query_matrix
@@ -83,12 +83,12 @@ class LexicalThere(Engine):
         """Weigh the pieces that the analyzer of the field makes of a text; overlapping ones are joined."""
         body = {"field": TEXT, "text": text}
         try:
-            tokens = _asked(self.index, lambda: self.client.indices.analyze(index=self.index, body=body))
-        except RequestError:  # more tokens than it takes, or a name of several indexes: nothing is marked
+            tokens = self.client.indices.analyze(index=self.index, body=body)["tokens"]
+        except TransportError:  # more tokens than it takes, mostly; a text without marks is a text still
             return []
         at = _places(text)
         pieces: list[tuple[int, int, float]] = []
-        for token in tokens["tokens"]:
+        for token in tokens:
             if not (weight := found.get(token["token"], 0.0)):
                 continue
             start, stop = at[token["start_offset"]], at[token["end_offset"]]
@@ -148,10 +148,10 @@ class SparseThere(Engine):
 
 
 def _asked(index: str, call: Callable[[], Answer]) -> Answer:
-    """Make a call; an error that is not of the request itself is a SearchError."""
+    """Make a call; an error other than that there is no such index is a SearchError."""
     try:
         return call()
-    except (NotFoundError, RequestError):
+    except NotFoundError:
         raise
     except TransportError as error:
         raise modes.SearchError(f"{index} was not searched: {error}") from error

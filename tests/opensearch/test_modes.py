@@ -7,6 +7,7 @@ import pytest
 
 from nblib.bags import query_matrix
 from nblib.export.opensearch import token_strings
+from nblib.export.sentence_transformers import LONGEST_QUERY
 from nblib.model.prune import prune_reps
 from nblib.opensearch import modes
 from nblib.opensearch.deploy import deploy
@@ -78,13 +79,17 @@ def test_the_cluster_encodes_documents_and_queries_as_we_do(client, live):
     assert compare_vectors(queries, live.tokens)["max_abs_diff"] < TOLERANCE
 
 
-def test_a_query_longer_than_a_document_is_whole_there(client, live):
-    long = " ".join(live.model.texts)
+def test_a_query_is_whole_there_up_to_512_tokens(client, live):
     tokenizer, idf = live.model.encoder.tokenizer, live.model.idf
-    ours = vectors(query_matrix([long], tokenizer, idf), live.terms)
-    assert len(tokenizer(long)["input_ids"]) > 2 * live.model.encoder.max_length
-    told = compare_vectors(predict(client, live.query, [long]), list(ours))
-    assert told["same_terms"] == 1 and told["max_abs_diff"] < TOLERANCE
+    first, last = live.model.texts[0], live.model.texts[-1]
+    n = len(tokenizer(first)["input_ids"]) - 2  # without [CLS] and [SEP]
+    for times, held in ((max(1, 300 // n), True), (600 // n + 1, False)):
+        long = " ".join([first] * times + [last])
+        ours = vectors(query_matrix([long], tokenizer, idf, LONGEST_QUERY), live.terms)
+        whole = query_matrix([long], tokenizer, idf)
+        assert (query_matrix([long], tokenizer, idf, LONGEST_QUERY).nnz == whole.nnz) == held
+        told = compare_vectors(predict(client, live.query, [long]), list(ours))
+        assert told["same_terms"] == 1 and told["max_abs_diff"] < TOLERANCE
 
 
 def test_what_the_pipeline_wrote_is_what_we_would_write(client, live):
