@@ -133,11 +133,10 @@ def table(loads: Sequence[Load]) -> pd.DataFrame:
     numbers = sorted({one.clients for one in loads})
     lines = []
     for mode in dict.fromkeys(one.mode for one in loads):
-        line: dict[str, Any] = {"way": mode}
+        line: dict[str, Any] = {f"way: p50 / p99 in ms (p99 over that of {BASE})": mode}
         for number in numbers:
             one = cells[mode, number]
-            head = f"{number} at a time: p50 / p99, ms (p99 over {BASE})"
-            line[head] = f"{one.p50_ms:.2f} / {one.p99_ms:.2f} ({ratio[mode, number]:.2f})"
+            line[f"{number} at a time"] = f"{one.p50_ms:.2f} / {one.p99_ms:.2f} ({ratio[mode, number]:.2f})"
         line[f"searches/s, {numbers[-1]} at a time"] = f"{cells[mode, numbers[-1]].queries_per_s:,.0f}"
         counts = [cells[mode, number].searches for number in numbers]
         line["searches timed"] = " / ".join(f"{count:,}" for count in dict.fromkeys(counts))

@@ -6,6 +6,7 @@ N documents, Q queries, V terms.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from opensearchpy import OpenSearch
 from scipy.sparse import csr_matrix
 
@@ -74,3 +75,19 @@ def compare_scores(
     all_apart = np.concatenate(apart)
     worst, mean = (float(f(all_apart)) if len(all_apart) else 0.0 for f in (np.max, np.mean))
     return {"pairs": len(all_apart), "max_rel_diff": worst, "mean_rel_diff": mean}
+
+
+def table(checks: Mapping[str, Mapping[str, float]]) -> pd.DataFrame:
+    """Lay comparisons out for reading, a line for each; checks: what is compared -> as 07 collects them."""
+    lines = []
+    for what, found in checks.items():
+        of = next(f"{found[name]:,} {name}" for name in ("texts", "pairs", "queries") if name in found)
+        if "same_terms" in found:
+            same, most = f"{found['same_terms']:.0%}", f"{found['max_abs_diff']:.0e}"
+            said = f"same terms in {same}, weights differ by {most} at most"
+        elif "max_rel_diff" in found:
+            said = f"differ by {found['max_rel_diff']:.2%} at most, {found['mean_rel_diff']:.2%} in the mean"
+        else:
+            said = f"{found['here']:.4f} here, {found['there']:.4f} there"
+        lines.append({"compared": what, "of": of, "found": said})
+    return pd.DataFrame(lines)

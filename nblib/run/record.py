@@ -24,7 +24,7 @@ COLUMNS = {
     "p_holm_vs_bm25": "p (Holm)",
 }
 SWEEPS = {"08_pareto": "table_pareto.md", "13_ablation": "table_ablation.md"}  # written by the notebook
-CLUSTER, CLUSTER_TABLES = "07_opensearch", ("table_ndcg.md", "table_load.md")
+CLUSTER, CLUSTER_TABLES = "07_opensearch", ("table_parity.md", "table_ndcg.md", "table_load.md")
 SUMMARY = "12"  # the notebook whose rows stand for its whole profile
 KEPT = ("notebook", "profile", "params", "git", "packages", "device", "seed", "wall_s", "peak_gib", "status")
 

@@ -98,7 +98,7 @@ def test_other_blocks_stay():
 def test_the_tables_of_a_cluster_have_a_block_of_their_own(folder, tmp_path):
     shown = folder / "07_opensearch" / "figures"
     shown.mkdir(parents=True)
-    for name in ("ndcg", "load"):
+    for name in ("parity", "ndcg", "load"):
         (shown / f"table_{name}.md").write_text(f"| {name} |\n")
     manifest = {"status": "ok", "wall_s": 1.0, "peak_gib": 1.0, "params": {}}
     write_json(folder / "07_opensearch" / "manifest.json", manifest)
@@ -108,7 +108,7 @@ def test_the_tables_of_a_cluster_have_a_block_of_their_own(folder, tmp_path):
     )
     record(folder, "quick", tmp_path / "reference", readme)
     text = readme.read_text()
-    assert "<!-- quick cluster -->\n| ndcg |\n\n| load |\n<!-- /quick cluster -->" in text
+    assert "<!-- quick cluster -->\n| parity |\n\n| ndcg |\n\n| load |\n<!-- /quick cluster -->" in text
     assert "| finetuned |" in text.partition("<!-- quick cluster -->")[0], "05's table stays"
 
 
