@@ -22,6 +22,7 @@ TEXT, VECTOR = "text", "embedding"  # fields
 CHUNK = 200  # documents of a request
 CHUNK_BYTES = 8_000_000
 AHEAD = 2  # requests of each thread that may wait: the source is read no faster than the cluster writes
+WRITE_S = 3600  # in which a refresh is surely done; that of SEISMIC clusters all postings
 OUTAGE_S = 120.0  # in which nothing is written, after which a call gives up
 
 
@@ -161,7 +162,7 @@ def index_documents(
             stop.set()  # what waits for the cluster waits no longer
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    client.indices.refresh(index=index)
+    client.indices.refresh(index=index, request_timeout=WRITE_S)
     seconds = time.perf_counter() - begun
     held = client.count(index=index)["count"]
     if not max(before, total) <= held <= before + total:

@@ -17,6 +17,7 @@ from nblib.experiment import EvalSet
 from nblib.export.opensearch import token_strings
 from nblib.model.prune import prune_reps
 from nblib.opensearch.ingest import (
+    WRITE_S,
     create_index,
     encoding_pipeline,
     index_documents,
@@ -34,7 +35,6 @@ from nblib.systems import System
 PREFIX = "nblib-"  # of every index and pipeline that 07 makes
 TWO_PHASE_PIPELINE, HYBRID_PIPELINE = PREFIX + "two-phase", PREFIX + "normalised"
 FEWEST_POSTINGS = 1000  # kept of a list; OpenSearch's 0.0005 of the documents is meant for millions
-MERGE_S = 3600  # in which an index surely becomes one segment
 ANALYZERS = {"english": "english", "korean": "cjk", "whitespace": "whitespace"}  # those that need no plugin
 
 
@@ -120,8 +120,8 @@ def fill(client: OpenSearch, live: LiveSet, analyzer: str, threads: int = 2) -> 
     documents = rows(data.doc_ids, None, keyed, allow_empty=False)
     live.seconds["vectors sent for SEISMIC"] = n, index_documents(client, target, documents, n, threads)
     for index in (live.name, target):
-        client.indices.forcemerge(index=index, max_num_segments=1, request_timeout=MERGE_S)
-        client.indices.refresh(index=index)
+        client.indices.forcemerge(index=index, max_num_segments=1, request_timeout=WRITE_S)
+        client.indices.refresh(index=index, request_timeout=WRITE_S)
 
 
 def fill_there(client: OpenSearch, live: LiveSet, model_id: str, documents: int) -> str:
