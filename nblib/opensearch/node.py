@@ -89,6 +89,7 @@ def start(
     heap: str = "1g",
     base: Path | None = None,
     fresh: bool = False,
+    bound: bool = False,
     say: Callable[[str], None] = print,
 ) -> Node:
     """Start a node, laying the server out first if need be, and wait until it answers.
@@ -100,6 +101,7 @@ def start(
         heap: of Java, such as "1g"; full-size models want 2g: with less, ML Commons answers 429 to them.
         base: see server_folder.
         fresh: without the data of an earlier one; one that runs is ended.
+        bound: it ends with the thread that calls, even if that is killed.
         say: takes a line before the long parts.
 
     Raises:
@@ -120,7 +122,7 @@ def start(
         port = free_port(port)
         settle(folder, home, port)
         with open(folder / "logs" / "stdout.log", "wb") as log:
-            process = launch(tools.java, home, folder, heap, log)
+            process = launch(tools.java, home, folder, heap, log, bound)
         node = Node(f"http://127.0.0.1:{port}", process.pid, folder)
         write_json(folder / "node.json", {"url": node.url, "pid": node.pid})
         begun = time.perf_counter()
@@ -151,7 +153,7 @@ def given_or_own(keep: bool = False) -> str:
     if keep or running():
         return start(port=PORT, heap="2g").url
     _end_orphans()
-    node = start(f"of-{os.getpid()}", heap="2g")
+    node = start(f"of-{os.getpid()}", heap="2g", bound=True)
     atexit.register(end, node)
     return node.url
 
@@ -163,7 +165,7 @@ def end(node: Node) -> None:
 
 
 def _end_orphans() -> None:
-    """End the nodes of processes that were killed before they could."""
+    """Remove what nodes left whose processes were killed before they could, and end those that still run."""
     for folder in (server_folder() / "nodes").glob("of-*"):
         if not Path(f"/proc/{folder.name.removeprefix('of-')}").exists():
             end(running(folder.name) or Node("", 0, folder))

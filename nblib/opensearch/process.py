@@ -75,8 +75,16 @@ def settle(folder: Path, home: Path, port: int) -> None:
                 os.chown(place, NOBODY, NOBODY, follow_symlinks=False)
 
 
-def launch(java: Path, home: Path, folder: Path, heap: str, log) -> subprocess.Popen:
-    """Start the server; root starts it as nobody. log: an open file for what it says."""
+def launch(java: Path, home: Path, folder: Path, heap: str, log, bound: bool) -> subprocess.Popen:
+    """Start the server; root starts it as nobody.
+
+    Args:
+        java: the program. home: where the server is assembled. folder: of the node.
+        heap: of Java, such as "1g".
+        log: an open file for what it says.
+        bound: it ends when the calling thread does, however that ends (by setpriv of util-linux; without
+            that program it stays).
+    """
     agent = home / "agent" / f"opensearch-agent-{VERSION}.jar"
     paths = [
         f"-javaagent:{agent}",
@@ -84,7 +92,8 @@ def launch(java: Path, home: Path, folder: Path, heap: str, log) -> subprocess.P
         f"-Dopensearch.path.home={home}",
         f"-Dopensearch.path.conf={folder / 'config'}",
     ]
-    command = [java, f"-Xms{heap}", f"-Xmx{heap}", *JVM, *paths, "-cp", home / "lib" / "*"]
+    binding = ["setpriv", "--pdeathsig", "TERM"] if bound and shutil.which("setpriv") else []
+    command = [*binding, java, f"-Xms{heap}", f"-Xmx{heap}", *JVM, *paths, "-cp", home / "lib" / "*"]
     surroundings = {
         "PATH": "/usr/bin:/bin",
         "LANG": "C.UTF-8",
@@ -102,7 +111,7 @@ def launch(java: Path, home: Path, folder: Path, heap: str, log) -> subprocess.P
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # it outlives the command that started it
+        start_new_session=True,  # unbound, it outlives the command that started it
         **user,
     )
 

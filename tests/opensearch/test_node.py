@@ -1,11 +1,15 @@
 """The node: found again, data kept, refused in words where it cannot be started."""
 
 import os
+import shutil
 import socket
 import stat
+import subprocess
+import sys
 
 import pytest
 
+from nblib.files import ROOT, read_json
 from nblib.opensearch import assemble
 from nblib.opensearch import node as nodes
 from nblib.opensearch.assemble import NoServer, find_tools
@@ -126,6 +130,30 @@ def test_nodes_of_killed_processes_are_ended(tmp_path, monkeypatch):
         (tmp_path / "nodes" / name / "data").mkdir(parents=True)
     nodes._end_orphans()
     assert sorted(p.name for p in (tmp_path / "nodes").iterdir()) == ["node", f"of-{os.getpid()}"]
+
+
+START = """
+import os
+from nblib.opensearch.node import start
+start(f"of-{os.getpid()}", fresh=True, bound=True)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="no setpriv here: util-linux has it")
+def test_a_node_ends_with_a_process_that_is_killed(node):
+    parent = subprocess.Popen([sys.executable, "-c", START], cwd=ROOT)
+    name = f"of-{parent.pid}"
+    folder = nodes.server_folder() / "nodes" / name
+    try:
+        assert nodes._within(120, (folder / "node.json").exists)
+        held = nodes.Node("", read_json(folder / "node.json")["pid"], folder)
+        assert nodes._within(30, held.alive), "java has not begun"
+        parent.kill()
+        parent.wait()
+        assert nodes._within(60, lambda: not held.alive())
+    finally:
+        parent.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_node_that_ends_says_why(tmp_path, monkeypatch):
