@@ -112,7 +112,8 @@ def differences(ax: Axes, rows: Rows) -> Axes:
         )  # fmt: skip
     ax.axvline(0, color="black", linewidth=1)
     seeds = max((row["seeds"] for row in rows), default=0)
-    ax.plot([], [], "o-", color=OURS, label=f"ours, 95 % interval over {seeds} seeds")
+    label = f"ours, 95 % interval over {seeds} seeds" if seeds > 1 else "ours, one seed"
+    ax.plot([], [], "o-", color=OURS, label=label)
     ax.plot(
         [],
         [],
