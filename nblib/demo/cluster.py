@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from opensearchpy import OpenSearch
-from opensearchpy.exceptions import NotFoundError, TransportError
+from opensearchpy.exceptions import TransportError
 from scipy.sparse import csr_matrix
 
 from nblib.bags import query_matrix
@@ -37,10 +37,9 @@ def check_index(client: OpenSearch, index: str) -> int:
         ValueError: it is not there, or lacks a field; names the cure.
         SearchError: the cluster gave no answer.
     """
-    try:
-        held = _asked(index, lambda: client.indices.get_mapping(index=index))
-    except NotFoundError:
-        raise ValueError(f"there is no index {index}; 07_opensearch with -p keep=true leaves some") from None
+    if not _asked(index, lambda: client.indices.exists(index=index)):
+        raise ValueError(f"there is no index {index}; 07_opensearch with -p keep=true leaves some")
+    held = _asked(index, lambda: client.indices.get_mapping(index=index))
     if len(held) != 1:
         raise ValueError(f"{index} names {len(held)} indexes: name one")
     fields = next(iter(held.values()))["mappings"].get("properties", {})
@@ -120,24 +119,23 @@ class SparseThere(Engine):
         self.terms = token_strings(tokenizer.backend_tokenizer, tokenizer.all_special_ids, n_terms)
         self.ids = {term: number for number, term in enumerate(self.terms)}
 
-    def find(self, query: str, k: int) -> list[dict[str, Any]]:
-        """Find the k best documents. Raises SearchError: the cluster gave no answer."""
-        tokens = self._tokens(self._encoded(query))
-        return _hits(self.client, self.mode, self.mode.request(query, tokens, k)) if tokens else []
+    def find(self, query: str, k: int) -> tuple[csr_matrix, dict[str, Any], int]:
+        """Find the k best documents: the query's weights [1, V], the request, and how many were found.
 
-    def show(self, query: str, found: list[dict[str, Any]]) -> list[Hit]:
+        Raises:
+            SearchError: the cluster gave no answer.
+        """
+        system = self.system
+        q_row = query_matrix([query], system.tokenizer, system.idf, system.query_length)
+        tokens = next(vectors(q_row, self.terms))
+        body = self.mode.request(query, tokens, k)
+        return q_row, body, len(_hits(self.client, self.mode, body)) if tokens else 0
+
+    def show(self, query: str, found: tuple[csr_matrix, dict[str, Any], int]) -> list[Hit]:
         """Ask again, for texts and vectors. Raises SearchError as `find` does."""
-        if not found:
-            return []
-        q_row = self._encoded(query)
-        body = self.mode.request(query, self._tokens(q_row), len(found)) | {"_source": [TEXT, VECTOR]}
-        return [self._hit(q_row, row) for row in _hits(self.client, self.mode, body)]
-
-    def _encoded(self, query: str) -> csr_matrix:
-        return query_matrix([query], self.system.tokenizer, self.system.idf, self.system.query_length)
-
-    def _tokens(self, q_row: csr_matrix) -> dict[str, float]:
-        return next(vectors(q_row, self.terms))
+        q_row, body, n = found
+        more = {"_source": [TEXT, VECTOR], "size": n}
+        return [self._hit(q_row, row) for row in _hits(self.client, self.mode, body | more)] if n else []
 
     def _hit(self, q_row: csr_matrix, row: dict[str, Any]) -> Hit:
         held = {self.ids[t]: w for t, w in row["_source"].get(VECTOR, {}).items() if t in self.ids}
@@ -148,20 +146,15 @@ class SparseThere(Engine):
 
 
 def _asked(index: str, call: Callable[[], Answer]) -> Answer:
-    """Make a call; an error other than that there is no such index is a SearchError."""
+    """Make a call; an error of the cluster is a SearchError."""
     try:
         return call()
-    except NotFoundError:
-        raise
     except TransportError as error:
         raise modes.SearchError(f"{index} was not searched: {error}") from error
 
 
 def _hits(client: OpenSearch, mode: modes.Mode, body: dict[str, Any]) -> list[dict[str, Any]]:
-    try:
-        return modes.ask(client, mode, body)["hits"]["hits"]
-    except TransportError as error:
-        raise modes.SearchError(f"{mode.index} was not searched: {error}") from error
+    return _asked(mode.index, lambda: modes.ask(client, mode, body))["hits"]["hits"]
 
 
 def _places(text: str) -> list[int]:
